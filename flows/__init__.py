@@ -1,0 +1,1 @@
+"""Prefect flows, the command line and the stages both of them run."""

@@ -1,0 +1,68 @@
+"""What a run is told: one flat model each for rasters and volumes, shown as a form in Prefect's UI."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes in a size such as `2GiB`, `500 MB` or `1073741824`; ValueError for anything else."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(text))
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"memory {text!r} is not a size; write it as 2GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(str, return_type=str)]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: list[str] = Field(min_length=1, description="Images to segment, each on its own.")
+    output: Path = Field(description="Absolute folder that receives the store and the exports.")
+    tile: int | None = Field(None, ge=1, description="Pixels a side that the network sees; the model's own if empty.")
+    overlap: float = Field(0.25, ge=0, lt=1, description="Share of a tile that its neighbour sees again.")
+    memory: Bytes = Field(2 * 2**30, description="Memory a process may take, such as 2GiB; picks the block.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
+    workers: int = Field(1, ge=1, description="Processes on this machine.")
+    cluster: str | None = Field(None, description="Address of a Dask scheduler to use instead, tcp://host:8786.")
+    probability: bool = Field(False, description="Also write the probability of every class.")
+    uncertainty: bool = Field(False, description="Also write the normalised entropy of the prediction.")
+    fresh: bool = Field(False, description="Start again instead of resuming an earlier run.")
+
+    @field_validator("output")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        # A deployment runs in a temporary working directory: a relative folder would vanish with it.
+        if not folder.is_absolute():
+            raise ValueError(f"output {str(folder)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out")
+        return folder
+
+
+class RegionParameters(_Parameters):
+    """Segment rasters: any file, address or comma-joined list of band files that GDAL reads."""
+
+    model: str = Field("land-cover-tiny", description="Bundled model, folder or hub name.")
+    bands: list[int] | None = Field(None, description="Bands to feed the model, counted from 1.")
+    bbox: tuple[float, float, float, float] | None = Field(None, description="West, south, east, north.")
+    bbox_crs: str | None = Field(None, description="CRS of the bounding box; the image's own if empty.")
+    area: str | None = Field(None, description="Area of interest: a GeoJSON file or GeoJSON text.")
+
+
+class VolumeParameters(_Parameters):
+    """Segment volumes: NIfTI files."""
+
+    model: str = Field("hippocampus-tiny", description="Bundled model, folder or hub name.")
+    box: tuple[float, float, float, float, float, float] | None = Field(
+        None, description="Box in world millimetres (RAS+): x0, y0, z0, x1, y1, z1."
+    )
+    form: Literal["sform", "qform"] | None = Field(None, description="Which NIfTI form to trust where both differ.")
+
+
+Parameters = RegionParameters | VolumeParameters
