@@ -1,0 +1,50 @@
+"""The network of lmseg, its training and its predictor.
+
+Names load on first use (PEP 562), so that `import lmseg_core` costs nothing: torch alone takes seconds. Using
+a model, configuration or processor name also registers the "lmseg" architecture with transformers' Auto
+classes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmseg_core.classes import SegmentClass
+    from lmseg_core.config import LMSegConfig
+    from lmseg_core.errors import ModelError
+    from lmseg_core.metrics import Confusion
+    from lmseg_core.model import LMSegForSemanticSegmentation
+    from lmseg_core.predictor import Predictor
+    from lmseg_core.processor import LMSegImageProcessor
+
+__all__ = [
+    "Confusion",
+    "LMSegConfig",
+    "LMSegForSemanticSegmentation",
+    "LMSegImageProcessor",
+    "ModelError",
+    "Predictor",
+    "SegmentClass",
+]
+
+_HOME = {
+    "Confusion": "metrics",
+    "LMSegConfig": "config",
+    "LMSegForSemanticSegmentation": "model",
+    "LMSegImageProcessor": "processor",
+    "ModelError": "errors",
+    "Predictor": "predictor",
+    "SegmentClass": "classes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,184 @@
+"""The seam to the tiling engine: raw windows in, class probabilities out."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.utils import logging
+
+from lmseg_core import bundled
+from lmseg_core.classes import SegmentClass
+from lmseg_core.errors import ModelError
+from lmseg_core.model import LMSegForSemanticSegmentation
+from lmseg_core.processor import LMSegImageProcessor, normalise
+
+# Part of every digest: raise it when a change here or in the network changes scores, so that old blocks
+# recompute.
+NUMERICS = 1
+_LOADING = threading.Lock()
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each band, in raw units."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    network: LMSegForSemanticSegmentation
+    processor: LMSegImageProcessor
+    device: torch.device
+    digest: str
+
+
+class Predictor:
+    """A trained network bound to a device and, where it needs them, to the statistics of a scene.
+
+    Pickles as its name, device and statistics, and loads once a process: it is cheap to send with every
+    block.
+    """
+
+    def __init__(self, source: str, device: str = "auto", statistics: Statistics | None = None) -> None:
+        loaded = _load(source, device)
+        config = loaded.network.config
+        self._arguments = (source, device, statistics)
+        self._network = loaded.network
+        self._device = loaded.device
+        fixed = loaded.processor.raw_statistics()
+        self._statistics = statistics if fixed is None else Statistics(tuple(fixed[0]), tuple(fixed[1]))
+        self.channels: int = config.in_channels
+        self.ndim: int = config.ndim
+        self.tile: tuple[int, ...] = tuple(config.tile)
+        self.classes: tuple[SegmentClass, ...] = config.classes
+        self.bands: tuple[str, ...] = tuple(config.bands)
+        self.batch: int = 8 if loaded.device.type == "cuda" else 1
+        self.needs_statistics: bool = self._statistics is None
+        self.digest: str = loaded.digest
+        if self._statistics is not None:
+            self._check_statistics(self._statistics)
+        if statistics is not None:
+            self.digest = hashlib.sha256(f"{loaded.digest} {statistics!r}".encode()).hexdigest()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "auto") -> "Predictor":
+        """Return the predictor of a bundled model, a model folder or a hub id.
+
+        device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:1". Raises ModelError.
+        """
+        name = str(name_or_path)
+        return cls(name if name in bundled.names() else str(bundled.folder(name)), device)
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> "Predictor":
+        """Return this predictor bound to the mean and standard deviation a band of a scene, in raw units."""
+        source, device, _ = self._arguments
+        return type(self)(source, device, Statistics(tuple(map(float, mean)), tuple(map(float, std))))
+
+    def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Tensor:
+        """Bring a raw block (C, *S) to the device in its own dtype.
+
+        Pixels outside `valid` (*S), and NaN and infinities anywhere, become the mean of their band, which
+        normalises to about zero. Raises ModelError on another number of bands or axes.
+        """
+        if values.ndim != self.ndim + 1 or values.shape[0] != self.channels:
+            raise ModelError(
+                f"{self._arguments[0]} expects {self.channels} bands ({', '.join(self.bands)}) over "
+                f"{self.ndim} axes; the block has shape {values.shape}. Select the bands or another model."
+            )
+        mean = self._bound().mean
+        values = values.astype(values.dtype.newbyteorder("="), copy=not values.flags.writeable)
+        bad = np.zeros(values.shape, bool) if valid is None else np.broadcast_to(~valid, values.shape)
+        if values.dtype.kind == "f":
+            bad = bad | ~np.isfinite(values)
+        if bad.any():
+            fill = np.asarray(mean) if values.dtype.kind == "f" else np.rint(mean)
+            fill = fill.astype(values.dtype).reshape(-1, *[1] * self.ndim)
+            values = np.where(bad, fill, values)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return class probabilities (B, K, *tile) float32 of raw windows (B, C, *tile) of any dtype."""
+        mean, std = self._bound()
+        with torch.inference_mode():
+            logits = self._network(normalise(batch.to(self._device), mean, std)).logits
+            return torch.softmax(logits.float(), dim=1)
+
+    def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None]]:
+        return type(self), self._arguments
+
+    def __repr__(self) -> str:
+        return f"Predictor({self._arguments[0]!r}, device={str(self._device)!r}, digest={self.digest[:12]!r})"
+
+    def _bound(self) -> Statistics:
+        if self._statistics is None:
+            raise ModelError(
+                f"{self._arguments[0]} normalises by the statistics of the whole image; bind them first with "
+                "with_statistics(mean, std)."
+            )
+        return self._statistics
+
+    def _check_statistics(self, statistics: Statistics) -> None:
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            if len(values) != self.channels or not np.all(np.isfinite(values)):
+                raise ModelError(
+                    f"{self._arguments[0]} got {name} {values}; give one finite value for each of its "
+                    f"{self.channels} bands."
+                )
+
+
+def _load(source: str, device: str) -> _Loaded:
+    path = bundled.folder(source)
+    files = tuple(path / name for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR))
+    # The times are part of the key: a model that was trained again under the same name loads again.
+    stamp = tuple(file.stat().st_mtime_ns for file in files)
+    with _LOADING:
+        return _load_once(path, _device(device), stamp)
+
+
+@lru_cache(maxsize=4)
+def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loaded:
+    digest = hashlib.sha256(f"numerics {NUMERICS}".encode())
+    for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR):
+        digest.update((path / name).read_bytes())
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # one line a worker would drown the progress of the run
+    try:
+        loaded: Any = LMSegForSemanticSegmentation.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        network, report = loaded
+        processor = LMSegImageProcessor.from_pretrained(path)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path} cannot be loaded ({first}); save or download it again.") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise ModelError(f"{path / bundled.WEIGHTS} lacks {first}; save it again with the same config.json.")
+    return _Loaded(network.to(device).eval(), processor, device, digest.hexdigest())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f'device "{name}" is not known; use auto, cpu, cuda or cuda:0.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f'device "{name}" was asked for, but torch finds no CUDA device; use cpu or auto.')
+    return device
