@@ -1,0 +1,9 @@
+"""What can go wrong, as one line for the person who has to mend it."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used: one line with the file, the value and the fix."""
+
+
+class BlockError(RuntimeError):
+    """A block that could not be computed; names the block and the place in the image."""

@@ -1,0 +1,161 @@
+"""What a run will take, before it runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from array_api_compat import array_namespace, to_device
+
+from tiling.area import Area
+from tiling.engine import THREADS
+from tiling.errors import InputError
+from tiling.grid import Grid
+from tiling.predict import Predict
+from tiling.sources import Source
+from tiling.store import CHUNK
+
+# Python with torch, transformers and GDAL loaded, and what the allocators keep: measured on Linux.
+BASE = 700 * 2**20
+_MOST_RECOMPUTED = 1.1
+_LONGEST_BLOCK = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Figures of a run.
+
+    Attributes:
+        tiles, blocks: how many are computed.
+        recomputed: share of tiles computed once more because they lie on block borders.
+        memory: bytes a process will hold at its peak.
+        disk: bytes at most, store, staging and export, before compression.
+        seconds: of the network alone, from one timed batch.
+    """
+
+    tiles: int
+    blocks: int
+    block: tuple[int, ...]
+    tile: tuple[int, ...]
+    recomputed: float
+    memory: int
+    disk: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One timed batch of a model on this machine: seconds a tile, bytes that the network took at its peak."""
+
+    seconds: float
+    memory: int
+
+
+def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Probe:
+    """Runs one batch twice, the first time to warm up, and times the second."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    values = np.zeros((predict.channels, *tile), dtype)
+    placed = predict.place(values, np.ones(tile, bool))
+    xp = array_namespace(placed)
+    batch = xp.stack([placed] * predict.batch)
+    to_device(predict(batch), "cpu")
+    start = time.perf_counter()
+    to_device(predict(batch), "cpu")
+    seconds = (time.perf_counter() - start) / predict.batch
+    return Probe(seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ...] = ()) -> Plan:
+    """The figures of segmenting the grid's area."""
+    measured = probe(predict, grid.tile, source.dtype.name)
+    once = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
+    n_classes = len(predict.classes)
+    maps = 1 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
+    return Plan(
+        grid.n_tiles,
+        grid.n_blocks,
+        grid.block,
+        grid.tile,
+        grid.n_tiles / once.n_tiles - 1,
+        BASE + measured.memory + block_bytes(source, grid, n_classes, outputs),
+        2 * maps * grid.area.size,
+        grid.n_tiles * measured.seconds,
+    )
+
+
+def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
+    """Bytes that blocks in flight hold in a process: one on the device, the others being read or written."""
+    reach = math.prod(min(e, b + 2 * t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
+    raw = reach * (source.channels * source.dtype.itemsize + 2)
+    # One tile's height of the block, twice while it moves on, for scores and weights; then labels as int64.
+    sums = 4 * (2 * n_classes + 2) + 16
+    rolling = sums * grid.tile[0] * math.prod(grid.block[1:])
+    if outputs:
+        rolling += 12 * n_classes * grid.tile[0] * math.prod(grid.block[1:])
+    maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
+    return THREADS * (raw + maps * math.prod(grid.block)) + raw + rolling
+
+
+def choose_block(
+    source: Source,
+    tile: tuple[int, ...],
+    overlap: float,
+    n_classes: int,
+    memory: int,
+    *,
+    area: Area,
+    outputs: tuple[str, ...] = (),
+) -> Grid:
+    """The grid whose blocks fit `memory` bytes and cost the fewest tiles twice.
+
+    The smallest block is taken that computes at most a tenth of the tiles again; where none does, the one that
+    computes the fewest.
+
+    Raises:
+        InputError: where no block fits, naming the memory that would do.
+    """
+    shape = source.space.shape
+    chunk = CHUNK[len(shape)]
+    sides = [_sides(stop - start, chunk) for start, stop in zip(area.box.start, area.box.stop, strict=True)]
+    grids = [Grid.regular(shape, tile, overlap, block, area.box) for block in itertools.product(*sides)]
+    needs = [BASE + block_bytes(source, g, n_classes, outputs) for g in grids]
+    fitting = [g for g, need in zip(grids, needs, strict=True) if need <= memory]
+    if not fitting:
+        least = math.ceil(min(needs) / 2**20)
+        raise InputError(
+            f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
+            f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
+        )
+    fewest = min(g.n_tiles for g in grids)
+    cheap = [g for g in fitting if g.n_tiles <= _MOST_RECOMPUTED * fewest]
+    if cheap:
+        return min(cheap, key=lambda g: (math.prod(g.block), g.n_tiles))
+    return min(fitting, key=lambda g: (g.n_tiles, math.prod(g.block)))
+
+
+def _sides(extent: int, chunk: int) -> list[int]:
+    doubled = itertools.takewhile(
+        lambda s: s < min(extent, _LONGEST_BLOCK), (chunk * 2**i for i in itertools.count())
+    )
+    return [*doubled, extent] if extent <= 2 * _LONGEST_BLOCK else list(doubled)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuses a disk that cannot hold the results.
+
+    Raises:
+        InputError: with what is free and what is needed.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 2**20:.0f} MiB free, the results may take {needed / 2**20:.0f} MiB; "
+            "free some space or choose another output folder"
+        )

@@ -1,0 +1,150 @@
+"""What the engine asks of a model, and models seen from another side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from tiling.errors import InputError
+
+# numpy's, torch's or another array of the array API standard; the standard has no name for the type.
+Array = Any
+
+
+class Predict(Protocol):
+    """Anything that scores tiles. Sent to workers with every block, so pickling it must be cheap."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """The tile it was made for, in array order."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Tiles in one call; the engine fills up the last batch."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[tuple[int, str, str, str | None]]:
+        """(value, name, colour, code) of every score channel."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Changes when its answers may."""
+        ...
+
+    def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Array:
+        """Moves (C, *S) raw values to the device, once a block; `valid` (*S) marks what may be believed."""
+        ...
+
+    def __call__(self, batch: Array) -> Array:
+        """(B, C, *tile) -> (B, K, *tile) scores, the higher the likelier."""
+        ...
+
+
+@dataclass(frozen=True)
+class Oriented:
+    """A volume model in the voxel order of a file: tiles are turned to RAS+ for it and its scores turned back.
+
+    Args:
+        model: predicts (z, y, x) tiles of RAS+ volumes.
+        affine: the file's index-to-world rows, which say how its axes lie.
+    """
+
+    model: Predict
+    affine: tuple[tuple[float, ...], ...]
+    _order: tuple[int, ...] = field(init=False, repr=False)
+    _flips: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order, flips = _to_ras(self.affine)
+        object.__setattr__(self, "_order", order)
+        object.__setattr__(self, "_flips", flips)
+
+    @property
+    def channels(self) -> int:
+        return self.model.channels
+
+    @property
+    def ndim(self) -> int:
+        return self.model.ndim
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        sides = [0] * self.ndim
+        for side, axis in zip(self.model.tile, self._order, strict=True):
+            sides[axis] = side
+        return tuple(sides)
+
+    @property
+    def batch(self) -> int:
+        return self.model.batch
+
+    @property
+    def classes(self) -> Sequence[tuple[int, str, str, str | None]]:
+        return self.model.classes
+
+    @property
+    def digest(self) -> str:
+        return f"{self.model.digest} {self._order} {self._flips}"
+
+    def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Array:
+        return self.model.place(values, valid)
+
+    def __call__(self, batch: Array) -> Array:
+        xp = array_namespace(batch)
+        forth = (0, 1, *(a + 2 for a in self._order))
+        back = tuple(forth.index(a) for a in range(len(forth)))
+        flips = tuple(a + 2 for a in self._flips)
+        scores = self.model(_flip(xp, xp.permute_dims(batch, forth), flips))
+        return xp.permute_dims(_flip(xp, scores, flips), back)
+
+
+def _flip(xp: Any, array: Array, axes: tuple[int, ...]) -> Array:
+    return xp.flip(array, axis=axes) if axes else array
+
+
+def _to_ras(affine: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How to turn a (z, y, x) array to RAS+: the order of its axes, and which then to flip."""
+    matrix = np.array(affine)[:, :-1]
+    steps = matrix / np.linalg.norm(matrix, axis=0)
+    axis_of: dict[int, int] = {}
+    flipped = []
+    # The clearest axis first, so that an oblique volume still gives each world axis one array axis.
+    for world, index in sorted(np.ndindex(3, 3), key=lambda wi: -abs(steps[wi])):
+        if world not in axis_of and index not in axis_of.values():
+            axis_of[world] = index
+            if steps[world, index] < 0:
+                flipped.append(2 - world)
+    return tuple(2 - axis_of[world] for world in (2, 1, 0)), tuple(sorted(flipped))
+
+
+def check_fits(predict: Predict, channels: int, ndim: int, uri: str) -> None:
+    """Refuses an image that the model was not made for.
+
+    Raises:
+        InputError: naming what the image has and what the model expects.
+    """
+    kinds = {2: "a 2D raster", 3: "a 3D volume"}
+    if ndim != predict.ndim:
+        raise InputError(
+            f"{uri} is {kinds[ndim]}, but the model is for {kinds[predict.ndim]}; choose another --model"
+        )
+    if channels != predict.channels:
+        choice = ",".join(str(b + 1) for b in range(predict.channels))
+        fix = (
+            f"pass --bands {choice} or the ones that match"
+            if channels > predict.channels
+            else "choose another --model"
+        )
+        raise InputError(f"{uri} has {channels} bands, but the model expects {predict.channels}; {fix}")

@@ -1,0 +1,252 @@
+"""Rasters, through GDAL."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from tiling.box import Box
+from tiling.errors import InputError
+from tiling.sources import Pixels, mask_nonfinite
+from tiling.sources.fingerprint import fingerprint
+from tiling.space import Space
+
+# GDAL would keep 5 % of the machine's memory as block cache; one row of blocks is all that reading by boxes reuses.
+GDAL_ENV: dict[str, Any] = {
+    "GDAL_CACHEMAX": 64 * 2**20,
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
+
+# Torch has no arithmetic for the others, and float64 doubles the memory for digits that no sensor has.
+_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class RasterSource:
+    """One image in one or several files; the first file's grid is the image's.
+
+    Attributes:
+        files: what GDAL opens.
+        bands: (file number, band number from 1) of each channel.
+        names: a name a channel, empty where the file gives none.
+        nodata: the value of missing pixels per channel, None where there is none.
+    """
+
+    uri: str
+    files: tuple[str, ...]
+    bands: tuple[tuple[int, int], ...]
+    names: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    dtype: np.dtype[Any]
+    space: Space
+    fingerprint: str
+
+    @property
+    def channels(self) -> int:
+        return len(self.bands)
+
+    @property
+    def transform(self) -> Affine:
+        return Affine(*self.space.affine[0], *self.space.affine[1])
+
+    def read(self, box: Box) -> Pixels:
+        """The box's pixels. A pixel is missing where every channel is, or the file's own mask says so."""
+        (y, x), (height, width) = box.start, box.shape
+        window = Window(x, y, width, height)
+        values = np.empty((self.channels, *box.shape), self.dtype)
+        valid = np.ones(box.shape, bool)
+        try:
+            for number in range(len(self.files)):
+                channels = [c for c, (file, _) in enumerate(self.bands) if file == number]
+                if not channels:
+                    continue
+                with self._opened(number) as dataset:
+                    numbers = [self.bands[c][1] for c in channels]
+                    if channels == list(range(channels[0], channels[-1] + 1)):
+                        dataset.read(numbers, window=window, out=values[channels[0] : channels[-1] + 1])
+                    else:
+                        values[channels] = dataset.read(numbers, window=window)
+                    if _own_mask(dataset):
+                        valid &= dataset.dataset_mask(window=window) > 0
+        except RasterioError as error:
+            raise InputError(
+                f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}: "
+                f"{_reason(error)}; fetch or write the file again"
+            ) from error
+        if any(v is not None for v in self.nodata):
+            valid &= ~self._missing(values)
+        return mask_nonfinite(values, valid)
+
+    def _missing(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        missing = np.ones(values.shape[1:], bool)
+        for band, nodata in zip(values, self.nodata, strict=True):
+            if nodata is None:
+                return np.zeros_like(missing)
+            missing &= np.isnan(band) if np.isnan(nodata) else band == np.float64(nodata).astype(self.dtype)
+        return missing
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[Any]:
+        # Opened anew for each block: GDAL's handles belong to one thread, and a block is many megabytes.
+        with ExitStack() as stack:
+            stack.enter_context(rasterio.Env(**GDAL_ENV))
+            dataset = stack.enter_context(_quietly_open(self.files[number]))
+            if number and (dataset.shape != self.space.shape or dataset.transform != self.transform):
+                dataset = stack.enter_context(
+                    WarpedVRT(
+                        dataset,
+                        crs=dataset.crs,
+                        transform=self.transform,
+                        height=self.space.shape[0],
+                        width=self.space.shape[1],
+                        # Nearest with an exact transformer: the answer may not depend on the box that is read.
+                        resampling=Resampling.nearest,
+                        tolerance=0,
+                    )
+                )
+            yield dataset
+
+
+def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
+    """An image that GDAL reads; `a.tif,b.tif` takes its bands from several files.
+
+    Raises:
+        InputError: where a file is missing, damaged or no image, or a band does not exist.
+    """
+    files = tuple(filter(None, uri.split(","))) if not Path(uri).exists() else (uri,)
+    channels: list[tuple[int, int]] = []
+    names: list[str] = []
+    nodata: list[float | None] = []
+    dtypes: list[str] = []
+    local: list[str] = []
+    words: list[Any] = [bands]
+    spaces = []
+    with rasterio.Env(**GDAL_ENV):
+        for number, file in enumerate(files):
+            with _checked_open(file) as dataset:
+                spaces.append(_space(dataset))
+                local += [f for f in dataset.files if os.path.isfile(f)]
+                words.append((dataset.profile.items(), None if local else _sample(dataset)))
+                for band in dataset.indexes:
+                    if dataset.colorinterp[band - 1] != ColorInterp.alpha:
+                        channels.append((number, band))
+                        names.append(dataset.descriptions[band - 1] or "")
+                        nodata.append(dataset.nodatavals[band - 1])
+                        dtypes.append(dataset.dtypes[band - 1])
+    for file, space in zip(files, spaces, strict=True):
+        if space.crs != spaces[0].crs:
+            raise InputError(f"{file} has another CRS than {files[0]}; warp it with gdalwarp first")
+    if bands is not None:
+        missing = [b for b in bands if not 1 <= b <= len(channels)]
+        if missing:
+            raise InputError(f"{uri} has no band {missing[0]}; choose --bands from 1 to {len(channels)}")
+        chosen = [b - 1 for b in bands]
+        channels, names, nodata, dtypes = (
+            [items[i] for i in chosen] for items in (channels, names, nodata, dtypes)
+        )  # type: ignore[assignment]  # the tuple of lists keeps its order
+    if not channels:
+        raise InputError(f"{uri} has only an alpha band; give an image with at least one band of data")
+    return RasterSource(
+        uri,
+        files,
+        tuple(channels),
+        tuple(names),
+        tuple(nodata),
+        _dtype(uri, dtypes),
+        spaces[0],
+        fingerprint(local, [repr(w) for w in words]),
+    )
+
+
+def _quietly_open(file: str) -> Any:
+    with warnings.catch_warnings():
+        # The caller is told of a missing CRS once, in words, by the command or the flow.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(file)
+
+
+@contextmanager
+def _checked_open(file: str) -> Iterator[Any]:
+    if "://" not in file and not file.startswith("/vsi") and not os.path.exists(file):
+        raise InputError(f"{file} does not exist; check the path")
+    try:
+        dataset = _quietly_open(file)
+    except RasterioError as error:
+        raise InputError(
+            f"{file} cannot be opened as an image: {_reason(error)}; give a raster that GDAL reads"
+        ) from error
+    with dataset:
+        if 0 in dataset.shape or dataset.count == 0:
+            hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
+            raise InputError(
+                f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}"
+            )
+        _check_complete(file, dataset)
+        yield dataset
+
+
+def _check_complete(file: str, dataset: Any) -> None:
+    """Refuses a TIFF that ends before its pixels do; GDAL itself opens it gladly."""
+    if dataset.driver != "GTiff" or not os.path.isfile(file):
+        return
+    size = os.path.getsize(file)
+    rows, columns = (-(-n // b) for n, b in zip(dataset.shape, dataset.block_shapes[0], strict=True))
+    # Enough to meet any cut: files are written front to back, forwards or backwards.
+    for row in {0, rows // 2, rows - 1}:
+        for column in {0, columns // 2, columns - 1}:
+            for band in {1, dataset.count}:
+                offset, length = (
+                    dataset.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=band)
+                    for what in ("OFFSET", "SIZE")
+                )
+                if offset and length and int(offset) + int(length) > size:
+                    raise InputError(
+                        f"{file} is truncated: {size} bytes, but its pixels reach to byte "
+                        f"{int(offset) + int(length)}; fetch it again"
+                    )
+
+
+def _space(dataset: Any) -> Space:
+    t = dataset.transform
+    crs = dataset.crs.to_wkt() if dataset.crs else ""
+    return Space(dataset.shape, ((t.a, t.b, t.c), (t.d, t.e, t.f)), crs)
+
+
+def _own_mask(dataset: Any) -> bool:
+    """Whether the file carries an alpha band or a mask of its own, besides nodata values."""
+    return any({MaskFlags.per_dataset, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
+
+
+def _sample(dataset: Any) -> bytes:
+    """A few pixels of a remote file, whose bytes have no time stamp that GDAL would tell."""
+    height, width = dataset.block_shapes[0]
+    window = Window(0, 0, min(width, dataset.width), min(height, dataset.height))
+    return bytes(dataset.read(1, window=window).tobytes())
+
+
+def _dtype(uri: str, dtypes: list[str]) -> np.dtype[Any]:
+    if any("complex" in d for d in dtypes):
+        raise InputError(f"{uri} holds complex numbers; give amplitude or intensity instead")
+    dtype = np.result_type(*dtypes)
+    return dtype if dtype.name in _DTYPES else np.dtype("float32")
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split()).rstrip(".")

@@ -1,0 +1,120 @@
+"""Whether a finished run is what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from tiling.box import Box
+from tiling.errors import InputError
+from tiling.sources import Source
+from tiling.sources.raster import GDAL_ENV
+from tiling.store import Store
+
+_SIDE = {2: 512, 3: 64}
+_PLACES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question about a run, its answer, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(store: Store, source: Source | None, files: Iterable[Path] = ()) -> list[Check]:
+    """Asks whether every block is done, the source is still the same, and the exports lie where it lies.
+
+    Args:
+        source: what the run was made from; None where it is gone.
+        files: exported label maps, `.tif` or `.nii[.gz]`.
+    """
+    return [_complete(store), _geometry(store, source), *(_export(store, Path(f)) for f in files)]
+
+
+def _complete(store: Store) -> Check:
+    pending = store.pending()
+    done = store.grid.n_blocks - len(pending)
+    first = f"; the first missing one is {pending[0]}" if pending else ""
+    return Check("complete", not pending, f"{done} of {store.grid.n_blocks} blocks done{first}")
+
+
+def _geometry(store: Store, source: Source | None) -> Check:
+    if source is None:
+        return Check("source geometry", False, f"{store.uri} is gone; put it back to compare")
+    same = source.space == store.space
+    detail = (
+        f"shape, affine and CRS equal those of {source.uri}" if same else f"{source.uri} lies elsewhere now"
+    )
+    return Check("source geometry", same, detail)
+
+
+def _export(store: Store, file: Path) -> Check:
+    name = f"export {file.name}"
+    try:
+        problem = _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
+    except (rasterio.errors.RasterioError, OSError, nibabel.filebasedimages.ImageFileError) as error:
+        return Check(name, False, f"cannot be read: {error}")
+    return Check(
+        name, problem is None, problem or f"geometry exact, labels equal the store's in {_PLACES} places"
+    )
+
+
+def _raster_problem(store: Store, file: Path) -> str | None:
+    space = store.out_space
+    with rasterio.Env(**GDAL_ENV), rasterio.open(file) as image:
+        (a, b, c), (d, e, f) = space.affine
+        if image.shape != space.shape or image.transform[:6] != (a, b, c, d, e, f):
+            return f"lies at {image.transform[:6]} with shape {image.shape}, not at {(a, b, c, d, e, f)} {space.shape}"
+        if (image.crs.to_wkt() if image.crs else "") != space.crs:
+            return "has another CRS than the source"
+        for box in _places(space.shape):
+            (y, x), (height, width) = box.start, box.shape
+            if problem := _difference(store, box, image.read(1, window=((y, y + height), (x, x + width)))):
+                return problem
+    return None
+
+
+def _volume_problem(store: Store, file: Path) -> str | None:
+    space = store.out_space
+    image: Any = nibabel.load(file)
+    if image.shape != space.shape[::-1]:
+        return f"has shape {image.shape}, not {space.shape[::-1]}"
+    # NIfTI keeps its placement in float32.
+    if not np.allclose(image.affine[:3], np.array(space.affine), rtol=1e-6, atol=1e-4):
+        return f"lies at {image.affine[:3].tolist()}, not at {space.affine}"
+    for box in _places(space.shape):
+        (z0, y0, x0), (z1, y1, x1) = box.start, box.stop
+        if problem := _difference(store, box, np.asarray(image.dataobj[x0:x1, y0:y1, z0:z1]).T):
+            return problem
+    return None
+
+
+def _places(shape: tuple[int, ...]) -> list[Box]:
+    """Windows spread evenly over the image, its first and last corner among them."""
+    cells = list(Box.whole(shape).split((_SIDE[len(shape)],) * len(shape)))
+    return [cells[round(i)] for i in np.linspace(0, len(cells) - 1, min(_PLACES, len(cells)))]
+
+
+def _difference(store: Store, box: Box, labels: NDArray[Any]) -> str | None:
+    wrong = int(np.count_nonzero(labels != store.read(box)))
+    return f"{wrong} labels at {box.start}..{box.stop} differ from the store's" if wrong else None
+
+
+def reopen(store: Store) -> Source | None:
+    """The source of a run, if it can still be opened the same way."""
+    from tiling import sources
+
+    try:
+        return sources.open(store.uri)
+    except InputError:
+        return None
