@@ -166,17 +166,21 @@ def _run(key: str, parameters: Parameters) -> list[dict[str, Any]] | State[Any]:
     return [report.summary() for report in reports]
 
 
+def split(todo: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """The blocks of every source in groups for one task each; at least a minute of work where there is that much.
+
+    At most `_GROUPS` groups and one more a source.
+    """
+    size = max(_BLOCKS, math.ceil(sum(map(len, todo)) / _GROUPS))
+    return [[blocks[start : start + size] for start in range(0, len(blocks), size)] for blocks in todo]
+
+
 def _compute(key: str, runs: Sequence[stages.Run], executor: Executor) -> list[stages.Report]:
     todo = [stages.pending(run) for run in runs]
-    total = sum(map(len, todo))
-    size = max(_BLOCKS, math.ceil(total / _GROUPS))
-    progress = _Progress(key, total)
+    progress = _Progress(key, sum(map(len, todo)))
     groups = [
-        [
-            _segment.submit(_as_is(run), blocks[start : start + size], _as_is(executor), _as_is(progress))
-            for start in range(0, len(blocks), size)
-        ]
-        for run, blocks in zip(runs, todo, strict=True)
+        [_segment.submit(_as_is(run), blocks, _as_is(executor), _as_is(progress)) for blocks in parts]
+        for run, parts in zip(runs, split(todo), strict=True)
     ]
     try:
         reports = []

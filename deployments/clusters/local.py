@@ -1,0 +1,29 @@
+"""A Dask cluster on this machine that several runs share; prints the address for the parameter `cluster`."""
+
+import argparse
+import signal
+from contextlib import suppress
+
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--workers", type=int, default=2, help="processes")
+    options.add_argument("--port", type=int, default=8786)
+    options.add_argument("--memory", default="4GiB", help="of each process; Dask restarts one that takes more")
+    told = options.parse_args()
+    with (
+        suppress(KeyboardInterrupt),
+        LocalCluster(
+            host="127.0.0.1",
+            scheduler_port=told.port,
+            # None would still bind 8787 on every interface.
+            dashboard_address="127.0.0.1:0",
+            n_workers=told.workers,
+            # One thread reads the next block and one writes the last while the third computes.
+            threads_per_worker=3,
+            memory_limit=told.memory,
+        ) as cluster,
+    ):
+        print(cluster.scheduler_address, flush=True)
+        signal.pause()

@@ -1,0 +1,39 @@
+"""A Prefect server and a Dask cluster, both real, each started once and only for the tests that ask."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports what reads them. No test needs the hub, and none may touch a person's own Prefect.
+_home = tempfile.TemporaryDirectory(prefix="prefect-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_HOME": _home.name,
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
+}
+os.environ.pop("PREFECT_API_URL", None)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Flows called in this process report to a server of their own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """A `distributed.LocalCluster` of two processes with one thread each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        host="127.0.0.1", dashboard_address="127.0.0.1:0", n_workers=2, threads_per_worker=1
+    ) as cluster:
+        yield cluster
