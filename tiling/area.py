@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -97,11 +98,7 @@ def area_of_geojson(space: Space, source: str) -> Area:
     polygons = [g for g in _geometries(data) if g.get("type") in ("Polygon", "MultiPolygon")]
     if not polygons:
         raise InputError(f"{name} holds no polygon; give a Polygon or MultiPolygon")
-    crs = (
-        data.get("crs", {}).get("properties", {}).get("name", "EPSG:4326")
-        if isinstance(data, dict)
-        else "EPSG:4326"
-    )
+    crs = data.get("crs", {}).get("properties", {}).get("name", "EPSG:4326") if isinstance(data, dict) else "EPSG:4326"
     shapes = []
     for polygon in polygons:
         parts = [polygon["coordinates"]] if polygon["type"] == "Polygon" else polygon["coordinates"]
@@ -128,9 +125,7 @@ def _file_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read as the area of interest: {error}; give a GeoJSON file"
-        ) from error
+        raise InputError(f"{path} cannot be read as the area of interest: {error}; give a GeoJSON file") from error
 
 
 def _geometries(data: Any) -> list[dict[str, Any]]:
@@ -151,21 +146,17 @@ def _densified(ring: Sequence[Sequence[float]], parts: int = 16) -> list[tuple[f
     """More points an edge: a straight line in one CRS is a curve in another."""
     points = np.array([p[:2] for p in ring], dtype=float)
     steps = np.linspace(0, 1, parts, endpoint=False)[:, None]
-    dense = [a + (b - a) * steps for a, b in zip(points[:-1], points[1:], strict=True)]
+    dense = [a + (b - a) * steps for a, b in itertools.pairwise(points)]
     return [(float(x), float(y)) for x, y in np.concatenate([*dense, points[-1:]])]
 
 
-def _transformed(
-    rings: list[list[tuple[float, float]]], crs: str, space: Space
-) -> list[list[tuple[float, float]]]:
+def _transformed(rings: list[list[tuple[float, float]]], crs: str, space: Space) -> list[list[tuple[float, float]]]:
     from rasterio.crs import CRS
     from rasterio.errors import RasterioError
     from rasterio.warp import transform
 
     if not space.crs:
-        raise InputError(
-            f"the image has no CRS, so an area in {crs} cannot be placed; give it in image coordinates"
-        )
+        raise InputError(f"the image has no CRS, so an area in {crs} cannot be placed; give it in image coordinates")
     try:
         there = CRS.from_user_input(crs)
         moved = []

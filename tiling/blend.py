@@ -59,9 +59,7 @@ def blend(
         yield from _finished(block, total, weight, top, block.stop[0])
 
 
-def _finished(
-    block: Box, total: Array, weight: Array, top: int, bottom: int
-) -> Iterator[tuple[Box, Array, Array]]:
+def _finished(block: Box, total: Array, weight: Array, top: int, bottom: int) -> Iterator[tuple[Box, Array, Array]]:
     slab = Box((top, *block.start[1:]), (min(bottom, top + weight.shape[0]), *block.stop[1:])) & block
     if slab.size:
         rows = slice(slab.start[0] - top, slab.stop[0] - top)

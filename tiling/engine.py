@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tiling.box import Box
 from tiling.errors import BlockError, InputError
 from tiling.predict import Array, Predict
 from tiling.sources import Pixels, Source
-from tiling.store import SCALE, Answer, Store
+from tiling.store import SCALE, STEPS, Answer, Store
 from tiling.window import tukey
 
 # One block at a time on the device of a process; the next is read and the last written meanwhile.
@@ -85,7 +85,7 @@ def run_blocks(
         failure: BlockError | None = None
         try:
             while True:
-                for number in islice(waiting, _IN_FLIGHT - len(running)):
+                for number in itertools.islice(waiting, _IN_FLIGHT - len(running)):
                     running.add(executor.submit(compute_block, source, predict, store, number))
                 if not running:
                     break
@@ -135,15 +135,15 @@ def compute_block(source: Source, predict: Predict, store: Store, number: int) -
     clock.append(time.perf_counter())
     nonfinite = pixels.nonfinite and _count_nonfinite(source, block)
     try:
-        store.write(number, answer, _counts(store, answer.labels, nonfinite))
+        store.write(number, answer)
+        clock.append(time.perf_counter())
+        seconds = [b - a for a, b in itertools.pairwise(clock)]
+        store.record(number, [*_counts(store, answer.labels), nonfinite, len(tiles)], seconds)
     except OSError as error:
         raise InputError(
-            f"{store.path} cannot take block {number}: {error.strerror or error}; free some space and run again to resume"
+            f"{store.path} cannot take block {number}: {error.strerror or error}; free some space and run again"
         ) from error
-    clock.append(time.perf_counter())
-    steps = ("read", "wait", "predict", "write")
-    seconds = {s: b - a for s, a, b in zip(steps, clock[:-1], clock[1:], strict=True)}
-    return BlockReport(number, len(tiles), nonfinite, seconds)
+    return BlockReport(number, len(tiles), nonfinite, dict(zip(STEPS, seconds, strict=True)))
 
 
 def _answer(
@@ -157,9 +157,7 @@ def _answer(
 ) -> Answer:
     classes = store.classes
     labels = np.full(block.shape, classes.nodata, classes.dtype)
-    probability = (
-        np.full((len(classes), *block.shape), 255, np.uint8) if "probability" in store.outputs else None
-    )
+    probability = np.full((len(classes), *block.shape), 255, np.uint8) if "probability" in store.outputs else None
     uncertainty = np.full(block.shape, 255, np.uint8) if "uncertainty" in store.outputs else None
     if tiles:
         placed = predict.place(pixels.values, pixels.valid)
@@ -191,8 +189,7 @@ def _predicted(
         scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
         if tuple(scores.shape) != expected:
             raise ValueError(f"the model gave scores of shape {tuple(scores.shape)} instead of {expected}")
-        for tile, score in zip(batch, scores, strict=False):
-            yield tile, score
+        yield from zip(batch, scores, strict=False)
 
 
 def _label_index(total: Array) -> NDArray[Any]:
@@ -204,7 +201,8 @@ def _label_index(total: Array) -> NDArray[Any]:
 
 
 def _host(array: Array) -> NDArray[Any]:
-    return np.asarray(to_device(array, "cpu"))
+    host: NDArray[Any] = np.asarray(to_device(array, "cpu"))
+    return host
 
 
 def _entropy(share: NDArray[Any]) -> NDArray[Any]:
@@ -219,10 +217,8 @@ def _count_nonfinite(source: Source, block: Box) -> int:
     return source.read(block).nonfinite
 
 
-def _counts(store: Store, labels: NDArray[Any], nonfinite: int) -> NDArray[np.int64]:
+def _counts(store: Store, labels: NDArray[Any]) -> list[int]:
     found = np.zeros(store.classes.nodata + 1, np.int64)
     for rows in labels:  # bincount makes eight bytes of each label
         found += np.bincount(rows.ravel(), minlength=len(found))
-    return np.array(
-        [*(found[v] for v in store.classes.values), found[store.classes.nodata], nonfinite], np.int64
-    )
+    return [int(found[v]) for v in (*store.classes.values, store.classes.nodata)]

@@ -38,9 +38,7 @@ class Axis:
                 f"a tile of {self.tile} does not fit an image side of {self.extent}; use --tile {self.extent} or less"
             )
         if not 1 <= self.step <= self.tile:
-            raise InputError(
-                f"tiles of {self.tile} every {self.step} leave gaps; use an overlap from 0 to below 1"
-            )
+            raise InputError(f"tiles of {self.tile} every {self.step} leave gaps; use an overlap from 0 to below 1")
         if self.block < 1:
             raise InputError(f"a block of {self.block} is empty; use 1 or more")
         if not 0 <= self.start < self.stop <= self.extent:
@@ -141,9 +139,7 @@ class Grid:
     @property
     def n_tiles(self) -> int:
         """Tiles that are predicted, those on block borders once a block."""
-        return math.prod(
-            sum(len(a.tiles_touching(*a.block_range(i))) for i in range(a.blocks)) for a in self.axes
-        )
+        return math.prod(sum(len(a.tiles_touching(*a.block_range(i))) for i in range(a.blocks)) for a in self.axes)
 
     def blocks(self) -> Iterator[Box]:
         """Every block's box, in C order."""

@@ -140,9 +140,7 @@ def choose_block(
 
 
 def _sides(extent: int, chunk: int) -> list[int]:
-    doubled = itertools.takewhile(
-        lambda s: s < min(extent, _LONGEST_BLOCK), (chunk * 2**i for i in itertools.count())
-    )
+    doubled = itertools.takewhile(lambda s: s < min(extent, _LONGEST_BLOCK), (chunk * 2**i for i in itertools.count()))
     return [*doubled, extent] if extent <= 2 * _LONGEST_BLOCK else list(doubled)
 
 

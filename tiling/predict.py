@@ -137,14 +137,10 @@ def check_fits(predict: Predict, channels: int, ndim: int, uri: str) -> None:
     """
     kinds = {2: "a 2D raster", 3: "a 3D volume"}
     if ndim != predict.ndim:
-        raise InputError(
-            f"{uri} is {kinds[ndim]}, but the model is for {kinds[predict.ndim]}; choose another --model"
-        )
+        raise InputError(f"{uri} is {kinds[ndim]}, but the model is for {kinds[predict.ndim]}; choose another --model")
     if channels != predict.channels:
         choice = ",".join(str(b + 1) for b in range(predict.channels))
         fix = (
-            f"pass --bands {choice} or the ones that match"
-            if channels > predict.channels
-            else "choose another --model"
+            f"pass --bands {choice} or the ones that match" if channels > predict.channels else "choose another --model"
         )
         raise InputError(f"{uri} has {channels} bands, but the model expects {predict.channels}; {fix}")

@@ -12,6 +12,7 @@ from tiling.box import Box
 from tiling.errors import InputError
 
 Row = tuple[float, ...]
+Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Forms:
     qform_code: int
     sform_code: int
     pixdim: tuple[float, float, float, float]
-    quatern: tuple[float, float, float]
-    qoffset: tuple[float, float, float]
+    quatern: Point
+    qoffset: Point
     sform: tuple[Row, Row, Row]
     units: int
 
@@ -37,7 +38,7 @@ class Space:
     Attributes:
         shape: (y, x) or (z, y, x).
         affine: rows that map an index (x, y[, z], 1) to the world. A raster's index 0 is the outer corner of the first
-            pixel (as in GDAL), a volume's is the centre of the first voxel (as in NIfTI); worlds of volumes are RAS+ mm.
+            pixel (as in GDAL), a volume's the centre of the first voxel (as in NIfTI); worlds of volumes are RAS+ mm.
         crs: WKT of the coordinate reference system; empty where there is none, and for volumes.
         forms: the NIfTI header's forms, for volumes.
     """
@@ -76,14 +77,9 @@ class Space:
                     _moved(forms.sform[1], offset),
                     _moved(forms.sform[2], offset),
                 ),
-                qoffset=tuple(
-                    float(o + sum(a * d for a, d in zip(row, offset, strict=True)))
-                    for o, row in zip(forms.qoffset, _rotation(forms), strict=True)
-                ),
+                qoffset=_moved_point(forms.qoffset, _rotation(forms), offset),
             )
-        return replace(
-            self, shape=box.shape, affine=tuple(_moved(r, offset) for r in self.affine), forms=forms
-        )
+        return replace(self, shape=box.shape, affine=tuple(_moved(r, offset) for r in self.affine), forms=forms)
 
     def to_world(self, index: tuple[float, ...]) -> tuple[float, ...]:
         """World coordinates (x, y[, z]) of an index in array order."""
@@ -156,11 +152,12 @@ class Space:
             None
             if forms is None
             else Forms(
-                *forms["codes"],
+                qform_code=forms["codes"][0],
+                sform_code=forms["codes"][1],
                 pixdim=tuple(forms["pixdim"]),
                 quatern=tuple(forms["quatern"]),
                 qoffset=tuple(forms["qoffset"]),
-                sform=tuple(tuple(map(float, r)) for r in forms["sform"]),
+                sform=(tuple(forms["sform"][0]), tuple(forms["sform"][1]), tuple(forms["sform"][2])),
                 units=forms["units"],
             ),
         )
@@ -169,6 +166,11 @@ class Space:
 def _moved(row: Row, offset: tuple[int, ...]) -> Row:
     shift = sum(a * d for a, d in zip(row, offset, strict=False))
     return (*row[:-1], row[-1] + shift if shift else row[-1])
+
+
+def _moved_point(point: Point, rows: list[Row], offset: tuple[int, ...]) -> Point:
+    x, y, z = (p + sum(a * d for a, d in zip(row, offset, strict=True)) for p, row in zip(point, rows, strict=True))
+    return x, y, z
 
 
 def _rotation(forms: Forms) -> list[Row]:

@@ -42,9 +42,7 @@ def statistics(source: Source, area: Box | None = None) -> Statistics:
         total += values.sum(axis=1)
         squares += (values**2).sum(axis=1)
     if n == 0:
-        raise InputError(
-            f"{source.uri} has no valid pixels in the area; choose another area or check its nodata value"
-        )
+        raise InputError(f"{source.uri} has no valid pixels in the area; choose another area or check its nodata value")
     mean = total / n
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     return Statistics(tuple(map(float, mean)), tuple(map(float, std)))

@@ -1,8 +1,8 @@
 """One Zarr v3 group a run: the label map, what else was asked for, and a record of what is done.
 
-`labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), `counts` (blocks, K + 2) and `manifest`
-(blocks, 32): the digest of everything a block's answer depends on, written last. A block is pending while its digest
-differs; that is the whole of resuming.
+`labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), `counts` (blocks, K + 3), `seconds`
+(blocks, 4) and `manifest` (blocks, 32): the digest of everything a block's answer depends on, written last. A block is
+pending while its digest differs; that is the whole of resuming.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from tiling.space import Space
 ENGINE = 1
 CHUNK = {2: 512, 3: 64}
 _SHARD = 4  # chunks a side, in 3D: GDAL before 3.13 cannot open sharded rasters
+STEPS = ("read", "wait", "predict", "write")
 SCALE = 254  # uint8 value of probability 1; 255 is nodata
 
 
@@ -77,13 +79,8 @@ class Store:
         """What the answer of a block depends on, as 32 bytes."""
         return hashlib.sha256(f"{self.identity} {block}".encode()).digest()
 
-    def write(self, number: int, answer: Answer, counts: NDArray[np.int64]) -> None:
-        """Stores a block. Nobody else writes its chunks, so a second time does no harm.
-
-        Args:
-            answer: arrays of the block's shape.
-            counts: (K + 2): pixels of each class, without an answer, and not finite.
-        """
+    def write(self, number: int, answer: Answer) -> None:
+        """Stores a block's answer. Nobody else writes its chunks, so a second time does no harm."""
         block = self.grid.block_box(number)
         here = block.relative(self.area.box.start).slices
         self.array("labels")[here] = answer.labels
@@ -91,8 +88,17 @@ class Store:
             self.array("probability")[(slice(None), *here)] = answer.probability
         if answer.uncertainty is not None:
             self.array("uncertainty")[here] = answer.uncertainty
-        self.array("counts")[number] = counts
-        self.array("manifest")[number] = np.frombuffer(self.digest(block), np.uint8)
+
+    def record(self, number: int, counts: Sequence[int], seconds: Sequence[float]) -> None:
+        """Marks a block as done.
+
+        Args:
+            counts: (K + 3): pixels of each class, without an answer, and not finite; tiles predicted.
+            seconds: (4): spent in each of `STEPS`.
+        """
+        self.array("counts")[number] = np.array(counts, np.int64)
+        self.array("seconds")[number] = np.array(seconds)
+        self.array("manifest")[number] = np.frombuffer(self.digest(self.grid.block_box(number)), np.uint8)
 
     def pending(self) -> list[int]:
         """Numbers of the blocks that are not done."""
@@ -100,8 +106,12 @@ class Store:
         return [i for i, box in enumerate(self.grid.blocks()) if done[i].tobytes() != self.digest(box)]
 
     def counts(self) -> NDArray[np.int64]:
-        """(K + 2): pixels of each class, without an answer, and not finite, over all blocks."""
-        return np.asarray(self.array("counts")[:]).sum(axis=0)
+        """(blocks, K + 3): pixels of each class, without an answer, and not finite; tiles predicted."""
+        return np.asarray(self.array("counts")[:], np.int64)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each step, over all blocks and workers."""
+        return dict(zip(STEPS, np.asarray(self.array("seconds")[:]).sum(axis=0).tolist(), strict=True))
 
     def read(self, box: Box, name: str = "labels") -> NDArray[Any]:
         """Part of an array, in indices of the area."""
@@ -165,9 +175,7 @@ def create(
         }
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}; choose another output folder"
-        ) from error
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another output folder") from error
     return open_store(path)
 
 
@@ -202,9 +210,7 @@ def remove(path: str | Path) -> None:
     if not path.exists():
         return
     if not (path / "zarr.json").is_file() and any(path.iterdir()):
-        raise InputError(
-            f"{path} is no store of a run and is left alone; move it or choose another output folder"
-        )
+        raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
     shutil.rmtree(path)
     _group.cache_clear()
 
@@ -245,8 +251,9 @@ def _make(path: Path, space: Space, grid: Grid, table: ClassTable, outputs: tupl
             fill_value=255,
             dimension_names=names,
         )
-    width = len(table) + 2
+    width = len(table) + 3
     group.create_array("counts", shape=(grid.n_blocks, width), dtype="int64", chunks=(1, width), fill_value=0)
+    group.create_array("seconds", shape=(grid.n_blocks, 4), dtype="float64", chunks=(1, 4), fill_value=0)
     group.create_array("manifest", shape=(grid.n_blocks, 32), dtype="uint8", chunks=(1, 32), fill_value=0)
     if len(shape) == 2:
         _write_gdal_georeference(group, space.crop(grid.area))

@@ -52,9 +52,7 @@ def _geometry(store: Store, source: Source | None) -> Check:
     if source is None:
         return Check("source geometry", False, f"{store.uri} is gone; put it back to compare")
     same = source.space == store.space
-    detail = (
-        f"shape, affine and CRS equal those of {source.uri}" if same else f"{source.uri} lies elsewhere now"
-    )
+    detail = f"shape, affine and CRS equal those of {source.uri}" if same else f"{source.uri} lies elsewhere now"
     return Check("source geometry", same, detail)
 
 
@@ -64,9 +62,7 @@ def _export(store: Store, file: Path) -> Check:
         problem = _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
     except (rasterio.errors.RasterioError, OSError, nibabel.filebasedimages.ImageFileError) as error:
         return Check(name, False, f"cannot be read: {error}")
-    return Check(
-        name, problem is None, problem or f"geometry exact, labels equal the store's in {_PLACES} places"
-    )
+    return Check(name, problem is None, problem or f"geometry exact, labels equal the store's in {_PLACES} places")
 
 
 def _raster_problem(store: Store, file: Path) -> str | None:

@@ -29,9 +29,7 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
     if name != "labels" and name not in store.outputs:
         raise InputError(f"{store.path} holds no {name}; run lmseg segment with --{name}")
     if (pending := len(store.pending())) > 0:
-        raise InputError(
-            f"{store.path} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again"
-        )
+        raise InputError(f"{store.path} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
     raster = store.space.ndim == 2
     if raster and out.name.lower().endswith((".tif", ".tiff")):
         from tiling.export.cog import write_cog
@@ -52,9 +50,7 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
             for file in reversed(staged):
                 file.replace(out.parent / file.name)
     except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error}; choose another folder or free some space"
-        ) from error
+        raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error
     return files
 
 

@@ -37,9 +37,7 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
             if labels:
                 # A GeoTIFF palette has 256 entries; wider label maps keep their colours in the attribute table.
                 if store.classes.dtype == "uint8":
-                    target.write_colormap(
-                        1, {c.value: (*c.rgb, 255) for c in store.classes} | {255: (0, 0, 0, 0)}
-                    )
+                    target.write_colormap(1, {c.value: (*c.rgb, 255) for c in store.classes} | {255: (0, 0, 0, 0)})
             else:
                 names = [c.name for c in store.classes] if name == "probability" else ["normalised entropy"]
                 for band, description in enumerate(names, 1):
@@ -89,9 +87,7 @@ def _copy_pixels(store: Store, name: str, target: Any) -> None:
         (y, x), (height, width) = box.start, box.shape
         pixels = store.read(box, name)
         window = Window(x, y, width, height)
-        target.write(pixels, window=window) if name == "probability" else target.write(
-            pixels, 1, window=window
-        )
+        target.write(pixels, window=window) if name == "probability" else target.write(pixels, 1, window=window)
 
 
 def _with_classes(image: Path, classes: ClassTable) -> Path:
@@ -102,9 +98,7 @@ def _with_classes(image: Path, classes: ClassTable) -> Path:
     # The band's own elements come first in GDAL's schema; its source last.
     head, source = text.split("<SimpleSource>" if "<SimpleSource>" in text else "<ComplexSource>", 1)
     tag = "<SimpleSource>" if "<SimpleSource>" in text else "<ComplexSource>"
-    vrt.write_text(
-        head + _category_names(classes) + _attribute_table(classes) + tag + source, encoding="utf-8"
-    )
+    vrt.write_text(head + _category_names(classes) + _attribute_table(classes) + tag + source, encoding="utf-8")
     return vrt
 
 
@@ -122,9 +116,7 @@ def _attribute_table(classes: ClassTable) -> str:
         for i, (n, t, u) in enumerate(fields)
     )
     rows = "".join(
-        f'<Row index="{i}">'
-        + "".join(f"<F>{escape(str(v))}</F>" for v in (c.value, c.name, *c.rgb))
-        + "</Row>"
+        f'<Row index="{i}">' + "".join(f"<F>{escape(str(v))}</F>" for v in (c.value, c.name, *c.rgb)) + "</Row>"
         for i, c in enumerate(classes)
     )
     return f'<GDALRasterAttributeTable tableType="thematic">{head}{rows}</GDALRasterAttributeTable>'

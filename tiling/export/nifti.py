@@ -106,9 +106,7 @@ def _side_files(out: Path, classes: ClassTable) -> list[Path]:
     )
     slicer.write_text(
         "# 3D Slicer colour table: index, name, R, G, B, A\n"
-        + "".join(
-            f"{v} {n.replace(' ', '_')} {r} {g} {b} {255 * shown}\n" for v, (r, g, b), shown, n in rows
-        ),
+        + "".join(f"{v} {n.replace(' ', '_')} {r} {g} {b} {255 * shown}\n" for v, (r, g, b), shown, n in rows),
         encoding="utf-8",
     )
     return [snap, slicer]

@@ -29,7 +29,7 @@ class ArraySource:
     """
 
     values: NDArray[Any]
-    space: Space = field(default=None)  # type: ignore[assignment]  # filled below, from the array
+    space: Space = field(default_factory=lambda: Space((), ()))
     nodata: float | None = None
     uri: str = "array"
 
@@ -38,7 +38,7 @@ class ArraySource:
             raise InputError(
                 f"{self.uri} has shape {self.values.shape}; give (C, y, x) or (C, z, y, x) with pixels in it"
             )
-        if self.space is None:
+        if not self.space.shape:
             ndim = self.values.ndim - 1
             rows = np.eye(ndim, ndim + 1).tolist()
             object.__setattr__(self, "space", Space(self.values.shape[1:], tuple(map(tuple, rows))))
@@ -55,7 +55,7 @@ class ArraySource:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.values.shape, self.values.dtype.str, self.nodata)).encode())
         for band in self.values:
-            digest.update(np.ascontiguousarray(band))
+            digest.update(band.tobytes())
         return digest.hexdigest()
 
     def read(self, box: Box) -> Pixels:

@@ -85,10 +85,10 @@ class RasterSource:
                     if _own_mask(dataset):
                         valid &= dataset.dataset_mask(window=window) > 0
         except RasterioError as error:
-            raise InputError(
-                f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}: "
-                f"{_reason(error)}; fetch or write the file again"
-            ) from error
+            place = f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}: {_reason(error)}"
+            if any(_remote(f) for f in self.files):
+                raise ConnectionError(f"{place}; run again to resume") from error
+            raise InputError(f"{place}; fetch or write the file again") from error
         if any(v is not None for v in self.nodata):
             valid &= ~self._missing(values)
         return mask_nonfinite(values, valid)
@@ -156,10 +156,12 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
         missing = [b for b in bands if not 1 <= b <= len(channels)]
         if missing:
             raise InputError(f"{uri} has no band {missing[0]}; choose --bands from 1 to {len(channels)}")
-        chosen = [b - 1 for b in bands]
         channels, names, nodata, dtypes = (
-            [items[i] for i in chosen] for items in (channels, names, nodata, dtypes)
-        )  # type: ignore[assignment]  # the tuple of lists keeps its order
+            [channels[b - 1] for b in bands],
+            [names[b - 1] for b in bands],
+            [nodata[b - 1] for b in bands],
+            [dtypes[b - 1] for b in bands],
+        )
     if not channels:
         raise InputError(f"{uri} has only an alpha band; give an image with at least one band of data")
     return RasterSource(
@@ -183,7 +185,7 @@ def _quietly_open(file: str) -> Any:
 
 @contextmanager
 def _checked_open(file: str) -> Iterator[Any]:
-    if "://" not in file and not file.startswith("/vsi") and not os.path.exists(file):
+    if not _remote(file) and not os.path.exists(file):
         raise InputError(f"{file} does not exist; check the path")
     try:
         dataset = _quietly_open(file)
@@ -194,11 +196,13 @@ def _checked_open(file: str) -> Iterator[Any]:
     with dataset:
         if 0 in dataset.shape or dataset.count == 0:
             hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
-            raise InputError(
-                f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}"
-            )
+            raise InputError(f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}")
         _check_complete(file, dataset)
         yield dataset
+
+
+def _remote(file: str) -> bool:
+    return "://" in file or file.startswith("/vsi")
 
 
 def _check_complete(file: str, dataset: Any) -> None:

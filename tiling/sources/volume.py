@@ -86,9 +86,7 @@ def open_volume(path: str, form: str | None = None) -> VolumeSource:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be opened as NIfTI: {reason}; give a .nii or .nii.gz file"
-        ) from error
+        raise InputError(f"{path} cannot be opened as NIfTI: {reason}; give a .nii or .nii.gz file") from error
     header = image.header
     shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
     if len(shape) != 3:
@@ -122,9 +120,9 @@ def _affine(path: str, header: Any, form: str | None) -> tuple[tuple[float, ...]
         apart = max(apart, float(np.abs((q - s)[:3, :3] * far[:3]).max()))
         if apart > 0.1 * min(header.get_zooms()[:3]):
             raise InputError(
-                f"{path} has a qform and an sform that lie {apart:.3g} mm apart; choose with --form sform or --form qform"
+                f"{path} has a qform and an sform {apart:.3g} mm apart; choose with --form sform or --form qform"
             )
-    if form == "qform" and not qcode or form == "sform" and not scode:
+    if (form == "qform" and not qcode) or (form == "sform" and not scode):
         raise InputError(f"{path} has no {form} (its code is 0); choose the other with --form")
     matrix = header.get_qform() if form == "qform" else header.get_best_affine()
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
@@ -166,8 +164,6 @@ def _check_complete(path: str, header: Any, n_bytes: int) -> None:
                 while piece := unpacked.read(2**22):
                     actual += len(piece)
         except (EOFError, OSError, zlib.error) as error:
-            raise InputError(
-                f"{path} is truncated or damaged after {actual} bytes: {error}; fetch it again"
-            ) from error
+            raise InputError(f"{path} is truncated or damaged after {actual} bytes: {error}; fetch it again") from error
     if actual < expected:
         raise InputError(f"{path} is truncated: {actual} of {expected} bytes; fetch it again")

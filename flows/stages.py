@@ -1,0 +1,289 @@
+"""The stages of a run as plain functions, which the command line and the Prefect flows both call.
+
+prepare -> pending -> compute -> finish
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tiling
+from flows.parameters import Parameters, RegionParameters, VolumeParameters
+from flows.report import Report, write_run_json
+from tiling import Area, BlockReport, Box, InputError, Predict, Source, Store
+from tiling.engine import THREADS
+from tiling.export.nifti import check_length
+from tiling.plan import check_room, choose_block
+from tiling.predict import check_fits
+from tiling.store import remove
+
+if TYPE_CHECKING:
+    from lmseg_core import Predictor
+
+__all__ = ["BlockReport", "Report", "Run", "compute", "finish", "pending", "prepare", "workers"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One image on its way: what is read, who predicts, and where it goes. Small and picklable.
+
+    Attributes:
+        source: the image as the user named it.
+        name: stem of every file written.
+        seconds: spent in preparing.
+        warnings: one line each, for the user.
+    """
+
+    source: str
+    name: str
+    image: Source
+    predict: Predict
+    store: Store
+    parameters: Parameters
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.parameters.output
+
+
+def prepare(source: str, parameters: Parameters) -> Run:
+    """Opens the image and the model, checks that they fit, and creates or resumes the store.
+
+    Raises:
+        InputError, ModelError: one line with the file, the value and the fix; nothing is left behind.
+    """
+    start = time.perf_counter()
+    _check_distinct(parameters.sources)
+    image = open_image(source, parameters)
+    area = area_of(image, parameters)
+    if image.space.ndim == 3:
+        check_length(area.box.shape, source)
+    predict = bind_model(image, area, parameters)
+    outputs = tuple(n for n in ("probability", "uncertainty") if getattr(parameters, n))
+    tile = tile_of(image, predict, parameters)
+    grid = choose_block(
+        image, tile, parameters.overlap, len(predict.classes), parameters.memory, area=area, outputs=outputs
+    )
+    path = parameters.output / f"{stem(source)}.zarr"
+    _make_folder(parameters.output)
+    # The store and its staged export at once, uncompressed, would be the worst case: an eighth is plenty for labels.
+    check_room(parameters.output, 2 * area.box.size // 8)
+    if parameters.fresh:
+        remove(path)
+    store = tiling.create(path, image, grid, predict, area=area, outputs=outputs)
+    warnings = []
+    if image.space.ndim == 2 and not image.space.crs:
+        warnings.append(f"{source} has no CRS; the results have none either")
+    return Run(source, stem(source), image, predict, store, parameters, time.perf_counter() - start, tuple(warnings))
+
+
+def pending(run: Run) -> list[int]:
+    """Numbers of the blocks still to do."""
+    return run.store.pending()
+
+
+def compute(
+    run: Run,
+    blocks: Sequence[int],
+    executor: Executor | None = None,
+    on_block: Callable[[BlockReport], None] | None = None,
+) -> None:
+    """Segments some blocks.
+
+    Raises:
+        InputError: where the image cannot be read or the disk is full.
+        BlockError: where the model fails on a block; the others are done then.
+    """
+    tiling.run_blocks(run.image, run.predict, run.store, blocks, executor=executor, on_block=on_block)
+
+
+def finish(run: Run) -> Report:
+    """Exports, verifies and pictures a computed run, and writes `<stem>.run.json` last.
+
+    Raises:
+        InputError: where an export cannot be written.
+        RuntimeError: where an export is not what the store holds.
+    """
+    from flows.preview import write_preview
+
+    clock = time.perf_counter()
+    files = _export(run)
+    exported = time.perf_counter()
+    checks = tiling.verify(run.store, run.image, files[:1])
+    wrong = [f"{c.name}: {c.detail}" for c in checks if not c.passed]
+    if wrong:
+        raise RuntimeError(f"{run.store.path} failed its verification: {'; '.join(wrong)}")
+    verified = time.perf_counter()
+    files.append(write_preview(run.image, run.store, run.folder / f"{run.name}_preview.png"))
+    seconds = {
+        "prepare": run.seconds,
+        **run.store.seconds(),
+        "export": exported - clock,
+        "verify": verified - exported,
+        "preview": time.perf_counter() - verified,
+    }
+    report = Report.of(run.source, run.store, run.parameters, files, seconds, run.warnings)
+    return write_run_json(report, run.folder / f"{run.name}.run.json")
+
+
+@contextmanager
+def workers(parameters: Parameters) -> Iterator[Executor]:
+    """Where blocks run: threads of this process, processes of this machine, or a Dask cluster.
+
+    Raises:
+        InputError: where the cluster does not answer.
+    """
+    if parameters.cluster is None and parameters.workers == 1:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="block") as executor:
+            yield executor
+        return
+    from distributed import Client, LocalCluster
+
+    if parameters.cluster is not None:
+        try:
+            client = Client(parameters.cluster, set_as_default=False, timeout=30)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the Dask scheduler {parameters.cluster} does not answer: {error}; start it first"
+            ) from error
+        with client:
+            yield client.get_executor(pure=False, retries=3)
+        return
+    threads = max(1, (os.cpu_count() or 1) // parameters.workers)
+    with (
+        LocalCluster(
+            n_workers=parameters.workers,
+            threads_per_worker=THREADS,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            # Dask's own limit counts what GDAL and torch keep for reuse as leaks; the plan keeps to --memory.
+            memory_limit=0,
+            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client.get_executor(pure=False, retries=3)
+
+
+def open_image(source: str, parameters: Parameters) -> Source:
+    """The image, with the bands or the form that the parameters choose.
+
+    Raises:
+        InputError: where it cannot be read, or is no image of the parameters' kind.
+    """
+    if isinstance(parameters, VolumeParameters):
+        if not is_volume(source):
+            raise InputError(f"{source} is no .nii or .nii.gz volume; use segment-region for rasters")
+        return tiling.open(source, form=parameters.form)
+    if is_volume(source):
+        raise InputError(f"{source} is a volume; use segment-volume for volumes")
+    return tiling.open(source, bands=tuple(parameters.bands) if parameters.bands else None)
+
+
+def is_volume(source: str) -> bool:
+    """Whether a name is a volume's."""
+    return source.lower().endswith((".nii", ".nii.gz"))
+
+
+def area_of(image: Source, parameters: Parameters) -> Area:
+    """What is asked for of an image.
+
+    Raises:
+        InputError: where the area misses it.
+    """
+    space = image.space
+    if isinstance(parameters, VolumeParameters):
+        if parameters.box is not None:
+            return tiling.area_of_box(space, parameters.box)
+    elif parameters.bbox is not None and parameters.area is not None:
+        raise InputError("both a bounding box and an area of interest were given; choose one")
+    elif parameters.bbox is not None:
+        return tiling.area_of_bounds(space, parameters.bbox, parameters.bbox_crs)
+    elif parameters.area is not None:
+        return tiling.area_of_geojson(space, parameters.area)
+    return Area(Box.whole(space.shape))
+
+
+def bind_model(image: Source, area: Area, parameters: Parameters) -> Predict:
+    """The model, bound to the image's statistics and voxel order where it needs them.
+
+    Raises:
+        ModelError: where the model cannot be loaded.
+        InputError: where it is for other images.
+    """
+    from lmseg_core import Predictor
+
+    model: Predictor = Predictor.from_pretrained(parameters.model, device=parameters.device)
+    check_fits(model, image.channels, image.space.ndim, image.uri)
+    if model.needs_statistics:
+        model = model.with_statistics(*tiling.statistics(image, area.box))
+    return tiling.Oriented(model, image.space.affine) if image.space.ndim == 3 else model
+
+
+def tile_of(image: Source, predict: Predict, parameters: Parameters) -> tuple[int, ...]:
+    """The tile asked for, or the model's own, cut to images that are smaller.
+
+    Raises:
+        InputError: where the tile asked for is larger than the image.
+    """
+    if parameters.tile is None:
+        return tuple(map(min, predict.tile, image.space.shape))
+    if parameters.tile > min(image.space.shape):
+        raise InputError(
+            f"a tile of {parameters.tile} is larger than {image.uri} with its {' x '.join(map(str, image.space.shape))}; "
+            f"pass --tile {min(image.space.shape)} or less"
+        )
+    return (parameters.tile,) * image.space.ndim
+
+
+def stem(source: str) -> str:
+    """The name that a source's results carry: `ct` for `/data/ct.nii.gz`, `a` for `https://host/a.tif?x=1`."""
+    name = re.split(r"[?#]", source.split(",")[0])[0].rstrip("/").rsplit("/", 1)[-1]
+    for ending in (".nii.gz", ".ome.tif"):
+        name = name.removesuffix(ending)
+    return Path(name).stem
+
+
+def _check_distinct(sources: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for source in sources:
+        if stem(source) in seen:
+            raise InputError(
+                f"{source} and {seen[stem(source)]} would both be written as {stem(source)}; "
+                "rename one or segment them into two folders"
+            )
+        seen[stem(source)] = source
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".lmseg-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another output folder") from error
+
+
+def _export(run: Run) -> list[Path]:
+    base = run.folder / run.name
+    endings = (
+        {"labels": "_labels.tif", "probability": "_prob.tif", "uncertainty": "_uncertainty.tif"}
+        if isinstance(run.parameters, RegionParameters)
+        else {"labels": "_seg.nii.gz", "probability": "_prob.nii.gz", "uncertainty": "_uncertainty.nii.gz"}
+    )
+    return [
+        file
+        for name in ("labels", *run.store.outputs)
+        for file in tiling.export(run.store, f"{base}{endings[name]}", name)
+    ]
