@@ -54,9 +54,7 @@ def _check(path: Path) -> None:
     try:
         kind = json.loads((path / CONFIG).read_text()).get("model_type")
     except (ValueError, AttributeError):
-        raise ModelError(
-            f"{path / CONFIG} is not a JSON object; write it with model.save_pretrained."
-        ) from None
+        raise ModelError(f"{path / CONFIG} is not a JSON object; write it with model.save_pretrained.") from None
     if kind != "lmseg":
         raise ModelError(f"{path / CONFIG} has model_type {kind!r}; lmseg reads models of type 'lmseg'.")
 
@@ -64,8 +62,7 @@ def _check(path: Path) -> None:
 def _refuse_pickle(path: Path) -> None:
     if any(path.match(pattern) for pattern in _PICKLES):
         raise ModelError(
-            f"{path} is a pickle, which can run any code when opened; convert it to {WEIGHTS} "
-            "where you trust it."
+            f"{path} is a pickle, which can run any code when opened; convert it to {WEIGHTS} where you trust it."
         )
 
 
@@ -83,6 +80,4 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:  # OSError: no network, and hub offline
         reason = type(error).__name__
-        raise ModelError(
-            f"{name} is not here and the hub did not give it ({reason}); {_suggest(name)}"
-        ) from None
+        raise ModelError(f"{name} is not here and the hub did not give it ({reason}); {_suggest(name)}") from None

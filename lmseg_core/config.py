@@ -58,17 +58,14 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         """The class table, in the order of the label values 0..K-1."""
         names = {int(value): name for value, name in (self.id2label or {}).items()}
         return tuple(
-            SegmentClass(value, names[value], self.colours[value], self.codes[value])
-            for value in sorted(names)
+            SegmentClass(value, names[value], self.colours[value], self.codes[value]) for value in sorted(names)
         )
 
     def _check(self, count: int) -> None:
         if self.ndim not in (2, 3):
             raise ModelError(f"config.json has ndim {self.ndim}; set it to 2 for rasters or 3 for volumes.")
         if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ModelError(
-                f"config.json has widths {self.widths}; give at least two positive stage widths."
-            )
+            raise ModelError(f"config.json has widths {self.widths}; give at least two positive stage widths.")
         if sorted(self.id2label or {}) != list(range(count)):
             raise ModelError(f"config.json has id2label {self.id2label}; number the classes 0, 1, 2, ...")
         lists: list[tuple[str, Sequence[Any], int]] = [

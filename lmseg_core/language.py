@@ -51,9 +51,7 @@ class LanguageBridge(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         tokens: Tensor = features.flatten(2).transpose(1, 2)  # (B, w, *S) -> (B, N, w)
         position = sincos_position(tokens.shape[-1], features.shape[2:], features.device)  # (N, w)
-        hidden = self.scale(
-            self.enter(self.norm(tokens) + position.to(tokens.dtype))
-        )  # (B, N, w) -> (B, N, h)
+        hidden = self.scale(self.enter(self.norm(tokens) + position.to(tokens.dtype)))  # (B, N, w) -> (B, N, h)
         hidden = self._through_blocks(hidden)
         tokens = tokens + self.gate(self.leave(hidden))  # (B, N, h) -> (B, N, w)
         return tokens.transpose(1, 2).reshape(features.shape)  # (B, N, w) -> (B, w, *S)

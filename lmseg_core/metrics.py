@@ -22,9 +22,7 @@ class Confusion:
         """Count two integer arrays of one shape. Raises ValueError on another shape or a value beyond the
         classes."""
         if prediction.shape != truth.shape:
-            raise ValueError(
-                f"the prediction has shape {prediction.shape} and the truth {truth.shape}; crop one."
-            )
+            raise ValueError(f"the prediction has shape {prediction.shape} and the truth {truth.shape}; crop one.")
         keep = (truth != self.ignore) & (prediction != self.ignore)
         for name, values in (("prediction", prediction[keep]), ("truth", truth[keep])):
             if values.size and not 0 <= values.min() <= values.max() < self.classes:

@@ -45,9 +45,7 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def with_language_model(
-        cls, config: LMSegConfig, name_or_path: str, blocks: int
-    ) -> "LMSegForSemanticSegmentation":
+    def with_language_model(cls, config: LMSegConfig, name_or_path: str, blocks: int) -> "LMSegForSemanticSegmentation":
         """Return a new network whose bridge holds the last blocks of a pretrained language model.
 
         `name_or_path` is a hub name or a folder. The configuration of the language model is written into a
@@ -90,7 +88,7 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         if isinstance(module, Gain):
             init.constant_(module.weight, module.initial)
         elif isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, Conv1D):  # GPT-2's linear layer

@@ -3,8 +3,9 @@
 import hashlib
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from lmseg_core.processor import LMSegImageProcessor, normalise
 # recompute.
 NUMERICS = 1
 _LOADING = threading.Lock()
+_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # twice as fast on a CPU in 2D
 
 
 class Statistics(NamedTuple):
@@ -62,7 +64,7 @@ class Predictor:
         self.tile: tuple[int, ...] = tuple(config.tile)
         self.classes: tuple[SegmentClass, ...] = config.classes
         self.bands: tuple[str, ...] = tuple(config.bands)
-        self.batch: int = 8 if loaded.device.type == "cuda" else 1
+        self.batch: int = 8 if loaded.device.type == "cuda" else _lanes()[1]
         self.needs_statistics: bool = self._statistics is None
         self.digest: str = loaded.digest
         if self._statistics is not None:
@@ -107,11 +109,22 @@ class Predictor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Return class probabilities (B, K, *tile) float32 of raw windows (B, C, *tile) of any dtype."""
-        mean, std = self._bound()
+        """Return class probabilities (B, K, *tile) float32 of raw windows (B, C, *tile) of any dtype.
+
+        On a CPU each window is computed by one thread, and as many windows at a time as torch has threads: a
+        convolution sums in another order on another number of threads, which changes the last bits of its scores,
+        and so labels would depend on the number of cores.
+        """
+        self._bound()
+        if self._device.type != "cpu":
+            return self._score(batch)
+        return torch.cat(list(_lanes()[0].map(self._score, torch.split(batch, 1))))
+
+    def _score(self, batch: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = self._network(normalise(batch.to(self._device), mean, std)).logits
-            return torch.softmax(logits.float(), dim=1)
+            values = normalise(batch.to(self._device), *self._bound())
+            logits = self._network(values.contiguous(memory_format=_FORMAT[self.ndim])).logits
+            return torch.softmax(logits.float(), dim=1).contiguous()
 
     def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None]]:
         return type(self), self._arguments
@@ -151,7 +164,7 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
     for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR):
         digest.update((path / name).read_bytes())
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # one line a worker would drown the progress of the run
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one line a worker would drown the progress of the run
     try:
         loaded: Any = LMSegForSemanticSegmentation.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -165,11 +178,19 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
         raise ModelError(f"{path} cannot be loaded ({first}); save or download it again.") from None
     finally:
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise ModelError(f"{path / bundled.WEIGHTS} lacks {first}; save it again with the same config.json.")
-    return _Loaded(network.to(device).eval(), processor, device, digest.hexdigest())
+    network = network.to(device, memory_format=_FORMAT[network.config.ndim]).eval()
+    return _Loaded(network, processor, device, digest.hexdigest())
+
+
+@cache
+def _lanes() -> tuple[ThreadPoolExecutor, int]:
+    """Return the threads that compute windows on the CPU, each alone, and how many there are."""
+    count = torch.get_num_threads()  # what OMP_NUM_THREADS says; Dask gives its workers one
+    return ThreadPoolExecutor(count, "lmseg", torch.set_num_threads, (1,)), count
 
 
 def _device(name: str) -> torch.device:

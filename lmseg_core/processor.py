@@ -63,8 +63,7 @@ class LMSegImageProcessor(BaseImageProcessor):
         if statistics is None:
             if mean is None or std is None:
                 raise ModelError(
-                    'preprocessor_config.json has mode "image"; pass mean= and std= of the whole image, '
-                    "one a band."
+                    'preprocessor_config.json has mode "image"; pass mean= and std= of the whole image, one a band.'
                 )
             statistics = list(mean), list(std)
         several = images if isinstance(images, (list, tuple)) else [images]
