@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
+from tiling.errors import InputError
+
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -16,6 +18,25 @@ def parse_bytes(text: str | int) -> int:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"memory {text!r} is not a size; write it as 2GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """Band numbers in `3,2,1`; None for None.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--bands {text!r} is not a list of band numbers; write it as 1,2,3") from None
+
+
+def is_volume(source: str) -> bool:
+    """Whether a name is a volume's."""
+    return source.lower().endswith((".nii", ".nii.gz"))
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(str, return_type=str)]
@@ -41,7 +62,9 @@ class _Parameters(BaseModel):
     def _absolute(cls, folder: Path) -> Path:
         # A deployment runs in a temporary working directory: a relative folder would vanish with it.
         if not folder.is_absolute():
-            raise ValueError(f"output {str(folder)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out")
+            raise ValueError(
+                f"output {str(folder)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out"
+            )
         return folder
 
 

@@ -160,6 +160,6 @@ def _cell_km2(square_degrees: float, latitude: float) -> float:
     """Area of a small cell on the ellipsoid, from its radii of curvature at the block's middle latitude."""
     e2 = _F * (2 - _F)
     sine = math.sin(math.radians(latitude))
-    meridian = _A * (1 - e2) / (1 - e2 * sine**2) ** 1.5
+    meridian = _A * (1 - e2) / math.pow(1 - e2 * sine**2, 1.5)
     parallel = _A / math.sqrt(1 - e2 * sine**2) * math.cos(math.radians(latitude))
     return square_degrees * math.radians(1) ** 2 * meridian * parallel / 1e6

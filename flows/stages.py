@@ -13,15 +13,15 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tiling
-from flows.parameters import Parameters, RegionParameters, VolumeParameters
+from flows.parameters import Parameters, VolumeParameters, is_volume
 from flows.report import Report, write_run_json
-from tiling import Area, BlockReport, Box, InputError, Predict, Source, Store
+from tiling import Area, BlockReport, Box, Grid, InputError, Predict, Source, Store
+from tiling.budget import check_room, choose_block
 from tiling.engine import THREADS
-from tiling.export.nifti import check_length
-from tiling.plan import check_room, choose_block
+from tiling.formats.nifti import check_length
 from tiling.predict import check_fits
 from tiling.store import remove
 
@@ -64,6 +64,57 @@ def prepare(source: str, parameters: Parameters) -> Run:
     """
     start = time.perf_counter()
     _check_distinct(parameters.sources)
+    fit = _fit(source, parameters)
+    path = parameters.output / f"{stem(source)}.zarr"
+    _make_folder(parameters.output)
+    # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
+    check_room(parameters.output, 2 * fit.grid.area.size // 8)
+    if parameters.fresh:
+        remove(path)
+    store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
+    warnings = []
+    if fit.image.space.ndim == 2 and not fit.image.space.crs:
+        warnings.append(f"{source} has no CRS; the results have none either")
+    seconds = time.perf_counter() - start
+    return Run(source, stem(source), fit.image, fit.predict, store, parameters, seconds, tuple(warnings))
+
+
+def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
+    """What `prepare` and `compute` would do, as facts for people; writes nothing.
+
+    Raises:
+        InputError, ModelError: where the run would be refused.
+    """
+    fit = _fit(source, parameters)
+    figures = tiling.plan(fit.image, fit.grid, fit.predict, outputs=fit.outputs)
+    return {
+        "image": source,
+        "model": parameters.model,
+        "area": " x ".join(map(str, fit.area.box.shape)),
+        "tile": " x ".join(map(str, figures.tile)),
+        "block": " x ".join(map(str, figures.block)),
+        "tiles": figures.tiles,
+        "blocks": figures.blocks,
+        "tiles computed twice": f"{figures.recomputed:.1%}",
+        "memory": f"{figures.memory / 2**20:.0f} MiB a process",
+        "disk": f"{figures.disk / 2**20:.1f} MiB at most",
+        "network time": f"{figures.seconds:.0f} s, {figures.tiles / max(figures.seconds, 1e-9):.1f} tiles/s",
+    }
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """An image, a model and the grid on which they meet."""
+
+    image: Source
+    area: Area
+    predict: Predict
+    grid: Grid
+    outputs: tuple[str, ...]
+
+
+def _fit(source: str, parameters: Parameters) -> _Fit:
+    # The image first: it is refused in a moment, the model takes seconds to load.
     image = open_image(source, parameters)
     area = area_of(image, parameters)
     if image.space.ndim == 3:
@@ -74,17 +125,7 @@ def prepare(source: str, parameters: Parameters) -> Run:
     grid = choose_block(
         image, tile, parameters.overlap, len(predict.classes), parameters.memory, area=area, outputs=outputs
     )
-    path = parameters.output / f"{stem(source)}.zarr"
-    _make_folder(parameters.output)
-    # The store and its staged export at once, uncompressed, would be the worst case: an eighth is plenty for labels.
-    check_room(parameters.output, 2 * area.box.size // 8)
-    if parameters.fresh:
-        remove(path)
-    store = tiling.create(path, image, grid, predict, area=area, outputs=outputs)
-    warnings = []
-    if image.space.ndim == 2 and not image.space.crs:
-        warnings.append(f"{source} has no CRS; the results have none either")
-    return Run(source, stem(source), image, predict, store, parameters, time.perf_counter() - start, tuple(warnings))
+    return _Fit(image, area, predict, grid, outputs)
 
 
 def pending(run: Run) -> list[int]:
@@ -190,11 +231,6 @@ def open_image(source: str, parameters: Parameters) -> Source:
     return tiling.open(source, bands=tuple(parameters.bands) if parameters.bands else None)
 
 
-def is_volume(source: str) -> bool:
-    """Whether a name is a volume's."""
-    return source.lower().endswith((".nii", ".nii.gz"))
-
-
 def area_of(image: Source, parameters: Parameters) -> Area:
     """What is asked for of an image.
 
@@ -240,7 +276,7 @@ def tile_of(image: Source, predict: Predict, parameters: Parameters) -> tuple[in
         return tuple(map(min, predict.tile, image.space.shape))
     if parameters.tile > min(image.space.shape):
         raise InputError(
-            f"a tile of {parameters.tile} is larger than {image.uri} with its {' x '.join(map(str, image.space.shape))}; "
+            f"a tile of {parameters.tile} is larger than {image.uri}, {' x '.join(map(str, image.space.shape))}; "
             f"pass --tile {min(image.space.shape)} or less"
         )
     return (parameters.tile,) * image.space.ndim
@@ -275,13 +311,34 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another output folder") from error
 
 
+def reopen(store: Store) -> Source | None:
+    """The image a store was made from, with the form it was placed by; None where it is gone."""
+    for form in (None, "sform", "qform") if store.space.ndim == 3 else (None,):
+        try:
+            image = tiling.open(store.uri, form=form)
+        except InputError:
+            continue
+        if form is None or image.space == store.space:
+            return image
+    return None
+
+
+def exports_of(run: Path) -> list[Path]:
+    """The label maps that `finish` wrote beside a store."""
+    base = run.absolute().with_suffix("")
+    return [f for ending in _LABELS.values() if (f := Path(f"{base}{ending}")).is_file()]
+
+
+_LABELS = {2: "_labels.tif", 3: "_seg.nii.gz"}
+_OTHERS = {
+    2: {"probability": "_prob.tif", "uncertainty": "_uncertainty.tif"},
+    3: {"probability": "_prob.nii.gz", "uncertainty": "_uncertainty.nii.gz"},
+}
+
+
 def _export(run: Run) -> list[Path]:
-    base = run.folder / run.name
-    endings = (
-        {"labels": "_labels.tif", "probability": "_prob.tif", "uncertainty": "_uncertainty.tif"}
-        if isinstance(run.parameters, RegionParameters)
-        else {"labels": "_seg.nii.gz", "probability": "_prob.nii.gz", "uncertainty": "_uncertainty.nii.gz"}
-    )
+    base, ndim = run.folder / run.name, run.store.space.ndim
+    endings = {"labels": _LABELS[ndim], **_OTHERS[ndim]}
     return [
         file
         for name in ("labels", *run.store.outputs)

@@ -1,20 +1,46 @@
-"""Geometry, reading, stitching, storing and exporting of images larger than memory. Knows nothing of networks."""
+"""Geometry, reading, stitching, storing and exporting of images larger than memory. Knows nothing of networks.
 
-from tiling.area import Area, area_of_bounds, area_of_box, area_of_geojson
-from tiling.box import Box
-from tiling.classes import Class, ClassTable
-from tiling.engine import BlockReport, run_blocks, segment
-from tiling.errors import BlockError, InputError
-from tiling.export import export
-from tiling.grid import Axis, Grid
-from tiling.plan import Plan, plan
-from tiling.predict import Oriented, Predict
-from tiling.sources import Pixels, Source, open
-from tiling.sources.array import ArraySource
-from tiling.space import Space
-from tiling.statistics import Statistics, statistics
-from tiling.store import Store, create, open_store
-from tiling.verify import Check, verify
+Names load where they are first used: looking at an image's header needs no Zarr.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiling.area import Area, area_of_bounds, area_of_box, area_of_geojson
+    from tiling.box import Box
+    from tiling.budget import Plan, plan
+    from tiling.checks import Check, verify
+    from tiling.classes import Class, ClassTable
+    from tiling.engine import BlockReport, run_blocks, segment
+    from tiling.errors import BlockError, InputError
+    from tiling.formats import export
+    from tiling.grid import Axis, Grid
+    from tiling.intensity import Statistics, statistics
+    from tiling.predict import Oriented, Predict
+    from tiling.sources import Pixels, Source, open
+    from tiling.sources.array import ArraySource
+    from tiling.space import Space
+    from tiling.store import Store, create, open_store
+
+_MODULES = {
+    "area": ("Area", "area_of_bounds", "area_of_box", "area_of_geojson"),
+    "box": ("Box",),
+    "budget": ("Plan", "plan"),
+    "checks": ("Check", "verify"),
+    "classes": ("Class", "ClassTable"),
+    "engine": ("BlockReport", "run_blocks", "segment"),
+    "errors": ("BlockError", "InputError"),
+    "formats": ("export",),
+    "grid": ("Axis", "Grid"),
+    "intensity": ("Statistics", "statistics"),
+    "predict": ("Oriented", "Predict"),
+    "sources": ("Pixels", "Source", "open"),
+    "sources.array": ("ArraySource",),
+    "space": ("Space",),
+    "store": ("Store", "create", "open_store"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Area",
@@ -49,3 +75,13 @@ __all__ = [
     "statistics",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tiling' has no attribute {name!r}")
+    return getattr(import_module(f"tiling.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

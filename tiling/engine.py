@@ -209,7 +209,8 @@ def _entropy(share: NDArray[Any]) -> NDArray[Any]:
     """Entropy over the entropy of not knowing: 0 sure, 1 every class alike."""
     share = np.clip(share, 0, 1)
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
-    return np.clip(-(share * logs).sum(axis=0) / np.log(len(share)), 0, 1)
+    entropy: NDArray[Any] = -(share * logs).sum(axis=0) / np.log(len(share))
+    return entropy.clip(0, 1)
 
 
 def _count_nonfinite(source: Source, block: Box) -> int:

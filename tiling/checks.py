@@ -13,7 +13,6 @@ import rasterio
 from numpy.typing import NDArray
 
 from tiling.box import Box
-from tiling.errors import InputError
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
 from tiling.store import Store
@@ -104,13 +103,3 @@ def _places(shape: tuple[int, ...]) -> list[Box]:
 def _difference(store: Store, box: Box, labels: NDArray[Any]) -> str | None:
     wrong = int(np.count_nonzero(labels != store.read(box)))
     return f"{wrong} labels at {box.start}..{box.stop} differ from the store's" if wrong else None
-
-
-def reopen(store: Store) -> Source | None:
-    """The source of a run, if it can still be opened the same way."""
-    from tiling import sources
-
-    try:
-        return sources.open(store.uri)
-    except InputError:
-        return None

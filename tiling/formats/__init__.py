@@ -32,11 +32,11 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
         raise InputError(f"{store.path} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
     raster = store.space.ndim == 2
     if raster and out.name.lower().endswith((".tif", ".tiff")):
-        from tiling.export.cog import write_cog
+        from tiling.formats.cog import write_cog
 
         write = write_cog
     elif not raster and out.name.lower().endswith((".nii", ".nii.gz")):
-        from tiling.export.nifti import write_nifti
+        from tiling.formats.nifti import write_nifti
 
         write = write_nifti
     else:

@@ -1,0 +1,230 @@
+"""The command line. Each command imports what it needs when it runs: `lmseg --help` and `lmseg info` load no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.parameters import Parameters
+
+app = typer.Typer(
+    help="Segment satellite rasters and medical volumes that are larger than memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Input = Annotated[str, typer.Argument(help="Image: a file, an address, or band files joined by commas.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Bundled model, folder or hub name.")]
+Bands = Annotated[str | None, typer.Option(help="Bands for the model, counted from 1: 1,2,3.")]
+Form = Annotated[str | None, typer.Option(help="NIfTI form to trust: sform or qform.")]
+Tile = Annotated[int | None, typer.Option(help="Pixels a side that the network sees.")]
+Overlap = Annotated[float, typer.Option(help="Share of a tile that its neighbour sees again.")]
+Memory = Annotated[str, typer.Option(help="Memory a process may take.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BBox = Annotated[tuple[float, float, float, float] | None, typer.Option(metavar="W S E N", help="Part of a raster.")]
+BBoxCrs = Annotated[str | None, typer.Option(help="CRS of --bbox, such as EPSG:4326; the image's own by default.")]
+Area = Annotated[str | None, typer.Option(help="GeoJSON file with the polygons of a raster to segment.")]
+Box = Annotated[
+    tuple[float, float, float, float, float, float] | None,
+    typer.Option(metavar="X0 Y0 Z0 X1 Y1 Z1", help="Part of a volume, in world millimetres (RAS+)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Runs the command line: exit 0 done, 2 bad input or usage (one line), 1 anything else (one line)."""
+    from lmseg_core.errors import ModelError
+    from tiling.errors import BlockError, InputError
+
+    try:
+        app()
+    except (InputError, ModelError) as error:
+        _fail(str(error), 2)
+    except (BlockError, ConnectionError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to resume", 1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"lmseg {installed('lmseg')}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("lmseg-demo"),
+) -> None:
+    """Segment the bundled satellite scene and brain with the bundled models."""
+    from flows.demo import run_demo
+
+    run_demo(output.resolve())
+
+
+@app.command()
+def info(source: Input, bands: Bands = None, form: Form = None, as_json: Json = False) -> None:
+    """Say what an image is, where it lies and what would be read."""
+    from flows.describe import describe
+    from flows.parameters import parse_bands
+    from tiling.sources import open as open_source
+
+    facts = describe(open_source(source, bands=parse_bands(bands), form=form))
+    print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
+
+
+@app.command()
+def plan(
+    source: Input,
+    model: Model = None,
+    tile: Tile = None,
+    overlap: Overlap = 0.25,
+    memory: Memory = "2GiB",
+    device: Device = "auto",
+    bands: Bands = None,
+    bbox: BBox = None,
+    bbox_crs: BBoxCrs = None,
+    area: Area = None,
+    box: Box = None,
+    form: Form = None,
+    as_json: Json = False,
+) -> None:
+    """Say what segmenting an image will take: tiles, blocks, memory, disk, time. Writes nothing."""
+    from flows.stages import foresee
+
+    parameters = _parameters([source], Path.cwd(), locals())
+    facts = foresee(source, parameters)
+    print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
+
+
+@app.command()
+def segment(
+    sources: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, each segmented on its own.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    model: Model = None,
+    tile: Tile = None,
+    overlap: Overlap = 0.25,
+    memory: Memory = "2GiB",
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Dask scheduler to use instead: tcp://host:8786.")] = None,
+    bands: Bands = None,
+    bbox: BBox = None,
+    bbox_crs: BBoxCrs = None,
+    area: Area = None,
+    box: Box = None,
+    form: Form = None,
+    probability: Annotated[bool, typer.Option("--probability", help="Also write class probabilities.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the uncertainty.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
+) -> None:
+    """Segment images; the same command again resumes where it stopped."""
+    from flows.console import print_report, segment_with_progress
+
+    parameters = _parameters(sources, output.resolve(), locals())
+    for report in segment_with_progress(parameters):
+        print_report(report)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .tif, .nii or .nii.gz.")],
+    what: Annotated[str, typer.Option(help="labels, probability or uncertainty.")] = "labels",
+) -> None:
+    """Write a run as GeoTIFF or NIfTI."""
+    import tiling
+
+    for file in tiling.export(tiling.open_store(run), out, what):
+        print(file)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")], as_json: Json = False
+) -> None:
+    """Check that a run is complete and lies where its source lies; exit 1 where not."""
+    import tiling
+    from flows.stages import exports_of, reopen
+
+    store = tiling.open_store(run)
+    checks = tiling.verify(store, reopen(store), exports_of(run))
+    if as_json:
+        print(json.dumps([{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks], indent=1))
+    else:
+        for c in checks:
+            print(f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}")
+    if not all(c.passed for c in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[str, typer.Argument(metavar="PRED", help="Label map: raster, volume or RUN.zarr.")],
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="True labels on the same grid.")],
+    ignore: Annotated[int | None, typer.Option(help="Value of the truth to leave out, besides its nodata.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare labels with the truth: IoU and Dice of each class, their means, pixel accuracy."""
+    from flows.evaluate import evaluate as compare
+    from flows.evaluate import table
+
+    scores = compare(prediction, truth, ignore)
+    print(json.dumps(scores, indent=1) if as_json else table(scores))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the bundled models."""
+    from flows.describe import describe_models
+
+    rows = describe_models()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']}\n{_aligned({k: v for k, v in row.items() if k != 'name'}, '  ')}")
+
+
+def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Parameters:
+    """The options that were given, as the model of the first source's kind."""
+    from pydantic import ValidationError
+
+    from flows.parameters import RegionParameters, VolumeParameters, is_volume, parse_bands
+    from tiling.errors import InputError
+
+    kind = VolumeParameters if is_volume(sources[0]) else RegionParameters
+    given = {k: v for k, v in options.items() if v is not None and k not in ("source", "sources", "output", "as_json")}
+    if "bands" in given:
+        given["bands"] = parse_bands(given["bands"])
+    foreign = [k for k in given if k not in kind.model_fields]
+    if foreign:
+        what = "volumes" if kind is VolumeParameters else "rasters"
+        raise InputError(f"{sources[0]}: --{foreign[0].replace('_', '-')} is not for {what}; leave it out")
+    try:
+        return kind(sources=sources, output=output, **given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "input"
+        raise InputError(f"{option} {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _aligned(facts: dict[str, Any], indent: str = "") -> str:
+    width = max(map(len, facts))
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"lmseg: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

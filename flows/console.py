@@ -1,0 +1,79 @@
+"""What a run shows in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from flows import stages
+from flows.parameters import Parameters
+from flows.report import Report, format_measure
+from tiling import BlockReport
+
+
+def segment_with_progress(parameters: Parameters) -> Iterator[Report]:
+    """Segments every source in turn, under a bar with blocks done, tiles a second and time left.
+
+    Raises:
+        InputError, ModelError, BlockError: as the stages do.
+    """
+    # All of them first: a bad last source is told before the first costs hours.
+    runs = [stages.prepare(source, parameters) for source in parameters.sources]
+    for run in runs:
+        for warning in run.warnings:
+            print(f"lmseg: note: {warning}", file=sys.stderr)
+    with stages.workers(parameters) as executor:
+        for run in runs:
+            blocks = stages.pending(run)
+            total = run.store.grid.n_blocks
+            with _bar() as bar:
+                task = bar.add_task(run.name, total=total, completed=total - len(blocks), rate="")
+                tiles = 0
+
+                def count(report: BlockReport, bar: Progress = bar, task: TaskID = task) -> None:
+                    nonlocal tiles
+                    tiles += report.tiles
+                    elapsed = bar.tasks[0].elapsed or 0
+                    bar.update(task, advance=1, rate=f"{tiles / max(elapsed, 1e-9):.1f} tiles/s")
+
+                stages.compute(run, blocks, executor, count)
+            yield stages.finish(run)
+
+
+def print_report(report: Report) -> None:
+    """Prints the classes with areas or volumes, and every file written."""
+    print(f"\n{report.source}: {report.tiles} tiles in {report.blocks} blocks")
+    width = max(len(c.name) for c in report.classes)
+    for c in report.classes:
+        print(f"  {c.name:<{width}}  {c.pixels:>12}  {format_measure(c)}")
+    if report.nodata:
+        print(f"  {'no data':<{width}}  {report.nodata:>12}")
+    for warning in report.warnings:
+        print(f"  note: {warning}")
+    for file in report.files:
+        print(f"  {file}")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
