@@ -68,7 +68,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
         schedule.step()
-        mean = float(loss) if step == 1 else 0.95 * mean + 0.05 * float(loss)
+        mean = loss.item() if step == 1 else 0.95 * mean + 0.05 * loss.item()
         left = (time.monotonic() - began) / step * (steps - step)
         sys.stderr.write(f"\rstep {step}/{steps}  loss {mean:.3f}  {left:.0f} s left  ")
     sys.stderr.write("\n")
