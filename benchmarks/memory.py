@@ -83,7 +83,7 @@ def write_model(path: Path, ndim: int) -> None:
     )
     LMSegForSemanticSegmentation(config).save_pretrained(path)
     channels = config.in_channels
-    LMSegImageProcessor(mode="fixed", mean=[128.0] * channels, std=[64.0] * channels).save_pretrained(path)
+    LMSegImageProcessor(mode="fixed", image_mean=[128.0] * channels, image_std=[64.0] * channels).save_pretrained(path)
 
 
 def measure(source: Path, model: Path, out: Path) -> dict[str, Any]:

@@ -101,9 +101,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what segmenting an image will take: tiles, blocks, memory, disk, time. Writes nothing."""
+    parameters = _parameters([source], Path.cwd(), locals())
     from flows.stages import foresee
 
-    parameters = _parameters([source], Path.cwd(), locals())
     facts = foresee(source, parameters)
     print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
 
@@ -130,9 +130,9 @@ def segment(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""
+    parameters = _parameters(sources, output.resolve(), locals())
     from flows.console import print_report, segment_with_progress
 
-    parameters = _parameters(sources, output.resolve(), locals())
     for report in segment_with_progress(parameters):
         print_report(report)
 
