@@ -1,8 +1,9 @@
-"""A Prefect server and a Dask cluster, both real, each started once and only for the tests that ask."""
+"""A Prefect server and a Dask cluster, both real and started once, and the real images that tests read."""
 
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,9 @@ os.environ |= {
 os.environ.pop("PREFECT_API_URL", None)
 
 
+SAMPLES = Path(__file__).parents[1] / "flows" / "samples"
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """Flows called in this process report to a server of their own."""
@@ -33,7 +37,17 @@ def cluster() -> Iterator[object]:
     """A `distributed.LocalCluster` of two processes with one thread each."""
     from distributed import LocalCluster
 
-    with LocalCluster(
-        host="127.0.0.1", dashboard_address="127.0.0.1:0", n_workers=2, threads_per_worker=1
-    ) as cluster:
+    with LocalCluster(host="127.0.0.1", dashboard_address="127.0.0.1:0", n_workers=2, threads_per_worker=1) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def scene() -> Path:
+    """The bundled Sentinel-2 crop: 6 bands of 832 x 832 pixels in UTM."""
+    return SAMPLES / "sentinel2_accomack.tif"
+
+
+@pytest.fixture(scope="session")
+def brain() -> Path:
+    """The bundled MNI152 T1 template: 197 x 233 x 189 voxels of 1 mm."""
+    return SAMPLES / "mni152_t1.nii.gz"
