@@ -1,0 +1,70 @@
+"""Small untrained models, and the command line called in this process."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine
+
+from flows.cli import main
+
+
+@pytest.fixture(scope="session")
+def raster_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model for 3 bands and 4 classes."""
+    return _save_model(tmp_path_factory.mktemp("models") / "raster", ndim=2, channels=3, tile=[64, 64])
+
+
+@pytest.fixture(scope="session")
+def volume_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model for volumes and 4 classes."""
+    return _save_model(tmp_path_factory.mktemp("models") / "volume", ndim=3, channels=1, tile=[16, 16, 16])
+
+
+def _save_model(folder: Path, ndim: int, channels: int, tile: list[int]) -> str:
+    import torch
+
+    from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
+
+    torch.manual_seed(0)
+    names = {i: f"class {i}" for i in range(4)}
+    config = LMSegConfig(ndim=ndim, in_channels=channels, widths=[4, 8], tile=tile, id2label=names)
+    LMSegForSemanticSegmentation(config).save_pretrained(folder)
+    LMSegImageProcessor(mode="image").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A GeoTIFF of 3 x 300 x 260 smooth pixels in UTM."""
+    path = tmp_path_factory.mktemp("images") / "picture.tif"
+    y, x = np.mgrid[:300, :260]
+    bands = [np.sin(x / (7 + i)) + np.cos(y / (11 - i)) for i in range(3)]
+    values = (60 * np.stack(bands) + 128).astype(np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=260, height=300, count=3, dtype="uint8", crs="EPSG:32618",
+        transform=Affine(10, 0, 441730, 0, -10, 4176460),
+    ) as target:  # fmt: skip
+        target.write(values)
+    return str(path)
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs `lmseg ARGUMENTS` in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lmseg", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
