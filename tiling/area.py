@@ -98,12 +98,17 @@ def area_of_geojson(space: Space, source: str) -> Area:
     polygons = [g for g in _geometries(data) if g.get("type") in ("Polygon", "MultiPolygon")]
     if not polygons:
         raise InputError(f"{name} holds no polygon; give a Polygon or MultiPolygon")
-    crs = data.get("crs", {}).get("properties", {}).get("name", "EPSG:4326") if isinstance(data, dict) else "EPSG:4326"
+    crs = _crs(data, name)
     shapes = []
     for polygon in polygons:
         parts = [polygon["coordinates"]] if polygon["type"] == "Polygon" else polygon["coordinates"]
-        parts = [_transformed([_densified(ring) for ring in rings], crs, space) for rings in parts]
-        shapes.append({"type": "MultiPolygon", "coordinates": parts})
+        try:
+            dense = [[_densified(ring) for ring in rings] for rings in parts]
+            if not dense or not all(dense):
+                raise ValueError("it has no rings")
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(f"{name} has a polygon of no use: {error}; give rings of three or more (x, y)") from error
+        shapes.append({"type": "MultiPolygon", "coordinates": [_transformed(rings, crs, space) for rings in dense]})
     points = np.array([p for s in shapes for rings in s["coordinates"] for ring in rings for p in ring])
     return Area(space.box_around(points), tuple(json.dumps(s) for s in shapes))
 
@@ -142,27 +147,50 @@ def _geometries(data: Any) -> list[dict[str, Any]]:
             return []
 
 
+def _crs(data: Any, name: str) -> str:
+    """The CRS of GeoJSON: longitude and latitude unless it has the member that RFC 7946 dropped."""
+    match data:
+        case {"crs": {"properties": {"name": str(crs)}}}:
+            return crs
+        case {"crs": value} if value is not None:
+            raise InputError(f"{name} has a crs {value!r} that names none; leave it out and give EPSG:4326")
+        case _:
+            return "EPSG:4326"
+
+
 def _densified(ring: Sequence[Sequence[float]], parts: int = 16) -> list[tuple[float, float]]:
-    """More points an edge: a straight line in one CRS is a curve in another."""
+    """More points an edge: a straight line in one CRS is a curve in another.
+
+    Raises:
+        ValueError, TypeError: where this is no ring of points.
+    """
     points = np.array([p[:2] for p in ring], dtype=float)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+        raise ValueError("a ring has too few points, or numbers that are not finite")
     steps = np.linspace(0, 1, parts, endpoint=False)[:, None]
     dense = [a + (b - a) * steps for a, b in itertools.pairwise(points)]
     return [(float(x), float(y)) for x, y in np.concatenate([*dense, points[-1:]])]
 
 
 def _transformed(rings: list[list[tuple[float, float]]], crs: str, space: Space) -> list[list[tuple[float, float]]]:
+    from rasterio._err import CPLE_BaseError  # not in rasterio.errors, but transform lets it out
     from rasterio.crs import CRS
-    from rasterio.errors import RasterioError
+    from rasterio.errors import CRSError, RasterioError
     from rasterio.warp import transform
 
     if not space.crs:
         raise InputError(f"the image has no CRS, so an area in {crs} cannot be placed; give it in image coordinates")
     try:
         there = CRS.from_user_input(crs)
-        moved = []
-        for ring in rings:
-            xs, ys = transform(there, CRS.from_wkt(space.crs), *map(list, zip(*ring, strict=True)))
-            moved.append(list(zip(xs, ys, strict=True)))
-    except RasterioError as error:
+    except CRSError as error:
         raise InputError(f"the area's CRS {crs!r} cannot be used: {error}; write it as EPSG:4326") from error
+    moved = []
+    for ring in rings:
+        try:
+            xs, ys = transform(there, CRS.from_wkt(space.crs), *map(list, zip(*ring, strict=True)))
+        except (RasterioError, CPLE_BaseError):
+            xs = ys = [math.inf]
+        if not np.isfinite([xs, ys]).all():
+            raise InputError(f"the area in {crs} reaches where the image's CRS has no coordinates; give a smaller one")
+        moved.append(list(zip(xs, ys, strict=True)))
     return moved
