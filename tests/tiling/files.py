@@ -16,8 +16,8 @@ TRANSFORMS = {
     "north-up": NORTH_UP,
     "unround": Affine(0.1 + 1e-13, 0.0, 1 / 3, 0.0, -0.1, -2 / 7),
     "south-up": Affine(10.0, 0.0, 499980.0, 0.0, 10.0, 5200000.0),
-    "rotated": Affine.translation(499980.1, 5300040.7) * Affine.rotation(33.3) * Affine.scale(10.1, -9.9),
-    "sheared": Affine.translation(499980.1, 5300040.7) * Affine.shear(12.5, -7.0) * Affine.scale(10.1, -9.9),
+    "rotated": Affine.translation(499980.1, 5300040.7) @ Affine.rotation(33.3) @ Affine.scale(10.1, -9.9),
+    "sheared": Affine.translation(499980.1, 5300040.7) @ Affine.shear(12.5, -7.0) @ Affine.scale(10.1, -9.9),
 }
 
 

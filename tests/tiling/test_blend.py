@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes, grids
 
+from tests.tiling.strategies import boxes, grids
 from tiling.blend import blend
 from tiling.box import Box
 from tiling.grid import Grid

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes
 
+from tests.tiling.strategies import boxes
 from tiling.box import Box
 
 SHAPE = (7, 9)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
-from strategies import OVERLAPS, boxes, grids
 
+from tests.tiling.refusals import refused
+from tests.tiling.strategies import OVERLAPS, boxes, grids
 from tiling.box import Box
 from tiling.grid import Axis, Grid
 

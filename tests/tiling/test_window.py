@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import grids
 
+from tests.tiling.strategies import grids
 from tiling.window import tukey
 
 
