@@ -153,7 +153,7 @@ def create(
     if path.exists() and any(path.iterdir() if path.is_dir() else (path,)):
         attributes = _attributes(path)
         if attributes is None:
-            raise InputError(f"{path} exists and is no finished store; pass --fresh to replace it")
+            raise InputError(f"{path} exists and is no store of a run; move it or choose another output folder")
         other = [name for name, digest in made_from.items() if attributes["made_from"].get(name) != digest]
         if other:
             raise InputError(
@@ -162,9 +162,12 @@ def create(
             )
         return open_store(path)
     table = ClassTable.of(predict.classes)
+    # Made under another name: a run that is killed meanwhile leaves no store that is half there.
+    part = path.with_name(f".{path.name}.part")
     try:
-        _make(path, source.space, grid, table, outputs)
-        zarr.open_group(path, mode="r+").attrs["lmseg"] = {
+        shutil.rmtree(part, ignore_errors=True)
+        _make(part, source.space, grid, table, outputs)
+        zarr.open_group(part, mode="r+").attrs["lmseg"] = {
             "uri": source.uri,
             "space": source.space.to_json(),
             "area": area.to_json(),
@@ -173,8 +176,9 @@ def create(
             "outputs": list(outputs),
             "made_from": made_from,
         }
+        part.replace(path)
     except OSError as error:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another output folder") from error
     return open_store(path)
 

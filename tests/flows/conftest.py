@@ -40,12 +40,21 @@ def _save_model(folder: Path, ndim: int, channels: int, tile: list[int]) -> str:
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A GeoTIFF of 3 x 300 x 260 smooth pixels in UTM."""
-    path = tmp_path_factory.mktemp("images") / "picture.tif"
-    y, x = np.mgrid[:300, :260]
+    return _picture(tmp_path_factory.mktemp("images") / "picture.tif", 300, 260)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A GeoTIFF of 3 x 2200 x 2100 smooth pixels in UTM, enough for several blocks."""
+    return _picture(tmp_path_factory.mktemp("images") / "wide.tif", 2200, 2100)
+
+
+def _picture(path: Path, height: int, width: int) -> str:
+    y, x = np.mgrid[:height, :width]
     bands = [np.sin(x / (7 + i)) + np.cos(y / (11 - i)) for i in range(3)]
     values = (60 * np.stack(bands) + 128).astype(np.uint8)
     with rasterio.open(
-        path, "w", driver="GTiff", width=260, height=300, count=3, dtype="uint8", crs="EPSG:32618",
+        path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8", crs="EPSG:32618",
         transform=Affine(10, 0, 441730, 0, -10, 4176460),
     ) as target:  # fmt: skip
         target.write(values)

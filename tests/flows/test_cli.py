@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+
+import tiling
 
 from .conftest import Cli
 
@@ -97,10 +100,11 @@ def test_a_volume_from_input_to_every_file(cli: Cli, brain: Path, volume_model: 
     code, _, err = cli("segment", brain, "-m", volume_model, "-o", tmp_path, "--box", *box)
     assert code == 0, err
     seg = nibabel.load(tmp_path / "mni152_t1_seg.nii.gz")
-    assert seg.shape == (30, 45, 45)
-    assert nibabel.affines.apply_affine(seg.affine, [-0.5] * 3).tolist() == [-40, -45, -35]
+    # A voxel of 1 mm reaches half a millimetre to either side of its centre: a box from centre to centre takes both.
+    assert seg.shape == (31, 46, 46)
+    assert nibabel.affines.apply_affine(seg.affine, [0, 0, 0]).tolist() == [-40, -45, -35]
     report = json.loads((tmp_path / "mni152_t1.run.json").read_text())
-    assert sum(c["measure"] for c in report["classes"]) == pytest.approx(30 * 45 * 45 / 1000)
+    assert sum(c["measure"] for c in report["classes"]) == pytest.approx(31 * 46 * 46 / 1000)
     assert {c["unit"] for c in report["classes"]} == {"ml"}
     assert cli("verify", tmp_path / "mni152_t1.zarr")[0] == 0
 
@@ -119,7 +123,7 @@ def test_verify_fails_for_an_unfinished_or_tampered_run(
 ) -> None:
     assert cli("segment", picture, "-m", raster_model, "-o", tmp_path)[0] == 0
     with rasterio.open(tmp_path / "picture_labels.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as labels:
-        labels.transform = rasterio.Affine.translation(1, 1) * labels.transform
+        labels.transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
     code, out, _ = cli("verify", tmp_path / "picture.zarr")
     assert code == 1
     assert "FAIL export" in out
@@ -141,19 +145,24 @@ def test_export_takes_the_format_from_the_ending(cli: Cli, picture: str, raster_
     assert "--probability" in err
 
 
-def test_a_killed_run_resumes_to_the_same_labels(cli: Cli, picture: str, raster_model: str, tmp_path: Path) -> None:
-    # A small block and memory just above the least give several blocks to be killed in.
-    command = [*START, "segment", picture, "-m", raster_model, "-o", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / "picture.zarr" / "labels").exists() and process.poll() is None:
-        pass
-    process.kill()
-    process.wait()
-    assert cli("segment", picture, "-m", raster_model, "-o", tmp_path / "killed")[0] == 0
-    assert cli("segment", picture, "-m", raster_model, "-o", tmp_path / "whole")[0] == 0
+@pytest.mark.parametrize("moment", ["labels", "c"])
+def test_a_killed_run_resumes_to_the_same_labels(
+    moment: str, cli: Cli, wide: str, raster_model: str, tmp_path: Path
+) -> None:
+    command = ["segment", wide, "-m", raster_model, "--memory", "730MiB", "-o"]
+    with subprocess.Popen([*START, *command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
+        # Once as soon as there is a store, once when the first blocks are in it.
+        while process.poll() is None and not any((tmp_path / "killed" / "wide.zarr").rglob(moment)):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9
+    left = tiling.open_store(tmp_path / "killed" / "wide.zarr").pending()
+    assert left
+    assert cli(*command, tmp_path / "killed")[0] == 0
+    assert cli(*command, tmp_path / "whole")[0] == 0
     with (
-        rasterio.open(tmp_path / "killed" / "picture_labels.tif") as a,
-        rasterio.open(tmp_path / "whole" / "picture_labels.tif") as b,
+        rasterio.open(tmp_path / "killed" / "wide_labels.tif") as a,
+        rasterio.open(tmp_path / "whole" / "wide_labels.tif") as b,
     ):
         np.testing.assert_array_equal(a.read(), b.read())
 
@@ -232,8 +241,8 @@ BAD: dict[str, tuple[Prepare, list[str]]] = {
     "4-D nifti": (lambda t, f: [_nifti(t / "four.nii", (8, 8, 8, 3))], ["four.nii", "4 dimensions"]),
     "no voxels": (lambda t, f: [_empty_nifti(t / "none.nii")], ["none.nii"]),
     "too many bands": (
-        lambda t, f: [_tiff(t / "four.tif", np.ones((4, 80, 80), np.uint8)), "-m", f["raster_model"]],
-        ["four.tif", "4 bands", "3", "--bands"],
+        lambda t, f: [_tiff(t / "five.tif", np.ones((5, 80, 80), np.uint8)), "-m", f["raster_model"]],
+        ["five.tif", "5 bands", "3", "--bands"],
     ),
     "too few bands": (
         lambda t, f: [_tiff(t / "one.tif", np.ones((1, 80, 80), np.uint8)), "-m", f["raster_model"]],
