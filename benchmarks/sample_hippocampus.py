@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from lmseg_core import Confusion, LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
-from lmseg_core.training import Sample, batches, train
+from lmseg_core.training import Sample, batches, save, train
 
 TILE = (40, 48, 40)  # z, y, x: what prediction uses
 WINDOW = (32, 48, 32)  # what training uses; smaller, so that a step is cheap
@@ -30,9 +30,7 @@ def train_model(source: Path, target: Path, steps: int) -> None:
     model = LMSegForSemanticSegmentation(config)
     model.to(memory_format=torch.channels_last_3d)
     train(model, batches(read_cases(source / "train"), augmented, 2, seed=0), steps)
-    model.to(memory_format=torch.contiguous_format)
-    model.save_pretrained(target)
-    LMSegImageProcessor(mode="image").save_pretrained(target)
+    save(model.to(memory_format=torch.contiguous_format), LMSegImageProcessor(mode="image"), target)
     figures = measure(model, read_cases(source / "val"))
     sys.stdout.write(json.dumps(figures) + "\n")
 

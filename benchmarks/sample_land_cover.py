@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from lmseg_core import Confusion, LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
 from lmseg_core.processor import normalise
-from lmseg_core.training import Sample, batches, random_window, train
+from lmseg_core.training import Sample, batches, random_window, save, train
 
 SAMPLE = "sentinel2_accomack.tif"
 BANDS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "near infrared", "B11": "SWIR 1", "B12": "SWIR 2"}
@@ -47,17 +47,19 @@ def read_scene(folder: Path) -> tuple[NDArray[np.uint16], dict[str, object]]:
 def rules(bands: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Label (6, *S) digital numbers: 0 water, 1 vegetation, 2 bare or built, 255 where the rules are unsure.
 
-    Water: MNDWI (Xu 2006) and NDWI (McFeeters 1996). Vegetation: NDVI (Rouse 1974). Bare or built: low NDVI and
+    Water: MNDWI (Xu 2006) and NDWI (McFeeters 1996). Vegetation: NDVI (Rouse 1974), and the dark salt marsh between,
+    dormant on the day of the image, whose MNDWI is that of neither land nor water. Bare or built: low NDVI and
     either a positive bare-soil index (Rikimaru 2002) or brightness. The scene has no cloud, hence no class for it.
     """
-    blue, green, red, nir, swir1, swir2 = bands.astype(np.float32) * SCALE
+    blue, green, red, nir, swir1, _ = bands.astype(np.float32) * SCALE
     ndwi, mndwi, ndvi = _difference(green, nir), _difference(green, swir1), _difference(nir, red)
     bsi = _difference(swir1 + red, nir + blue)
     bright = (blue + green + red) / 3
     labels = np.full(blue.shape, 255, np.uint8)
     labels[(ndvi > 0.4) & (mndwi < 0)] = 1
     labels[(ndvi < 0.35) & ((bsi > 0) | (bright > 0.16)) & (mndwi < 0.1)] = 2
-    labels[(ndwi > 0.1) & (mndwi > 0.2)] = 0
+    labels[(mndwi > -0.1) & (mndwi < 0.45) & (swir1 > 0.02) & (bright < 0.12)] = 1  # marsh
+    labels[(ndwi > 0.1) & (mndwi > 0.5)] = 0
     return labels
 
 
@@ -123,8 +125,8 @@ def train_model(source: Path, target: Path, steps: int) -> None:
     )
     model = LMSegForSemanticSegmentation(config).to(memory_format=torch.channels_last)
     train(model, batches(samples, random_window(WINDOW), 8, seed=0), steps)
-    model.to(memory_format=torch.contiguous_format).save_pretrained(target)
-    LMSegImageProcessor(mode="fixed", scale=SCALE, image_mean=mean, image_std=std).save_pretrained(target)
+    processor = LMSegImageProcessor(mode="fixed", scale=SCALE, image_mean=mean, image_std=std)
+    save(model.to(memory_format=torch.contiguous_format), processor, target)
     with torch.inference_mode():
         prediction = model(normal[None, :, rows, columns]).logits.argmax(1)[0].numpy()
     confusion = Confusion(len(CLASSES))

