@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,10 +29,12 @@ from tiling.space import Space
 # GDAL would keep 5 % of the machine's memory as block cache; one row of blocks is all that reading by boxes reuses.
 GDAL_ENV: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 2**20,
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "1",
 }
+# Masks, world files and coordinates may lie beside an image; over the network looking for them is slow, and rarely
+# allowed.
+_REMOTE_ENV = GDAL_ENV | {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 # Torch has no arithmetic for the others, and float64 doubles the memory for digits that no sensor has.
 _DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32")
@@ -105,8 +108,9 @@ class RasterSource:
     def _opened(self, number: int) -> Iterator[Any]:
         # Opened anew for each block: GDAL's handles belong to one thread, and a block is many megabytes.
         with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_ENV))
-            dataset = stack.enter_context(_quietly_open(self.files[number]))
+            file = self.files[number]
+            stack.enter_context(rasterio.Env(**_env(file)))
+            dataset = stack.enter_context(_quietly_open(file))
             if number and (dataset.shape != self.space.shape or dataset.transform != self.transform):
                 dataset = stack.enter_context(
                     WarpedVRT(
@@ -115,9 +119,10 @@ class RasterSource:
                         transform=self.transform,
                         height=self.space.shape[0],
                         width=self.space.shape[1],
-                        # Nearest with an exact transformer: the answer may not depend on the box that is read.
+                        # Nearest, and exact but for rounding: the answer may not depend on the box that is read.
+                        # (With a tolerance of 0 rasterio makes no VRT at all.)
                         resampling=Resampling.nearest,
-                        tolerance=0,
+                        tolerance=1e-6,
                     )
                 )
             yield dataset
@@ -137,18 +142,17 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
     local: list[str] = []
     words: list[Any] = [bands]
     spaces = []
-    with rasterio.Env(**GDAL_ENV):
-        for number, file in enumerate(files):
-            with _checked_open(file) as dataset:
-                spaces.append(_space(dataset))
-                local += [f for f in dataset.files if os.path.isfile(f)]
-                words.append((dataset.profile.items(), None if local else _sample(dataset)))
-                for band in dataset.indexes:
-                    if dataset.colorinterp[band - 1] != ColorInterp.alpha:
-                        channels.append((number, band))
-                        names.append(dataset.descriptions[band - 1] or "")
-                        nodata.append(dataset.nodatavals[band - 1])
-                        dtypes.append(dataset.dtypes[band - 1])
+    for number, file in enumerate(files):
+        with rasterio.Env(**_env(file)), _checked_open(file) as dataset:
+            spaces.append(_space(dataset))
+            local += [f for f in dataset.files if os.path.isfile(f)]
+            words.append((dataset.profile.items(), None if local else _sample(dataset)))
+            for band in dataset.indexes:
+                if dataset.colorinterp[band - 1] != ColorInterp.alpha:
+                    channels.append((number, band))
+                    names.append(dataset.descriptions[band - 1] or "")
+                    nodata.append(dataset.nodatavals[band - 1])
+                    dtypes.append(dataset.dtypes[band - 1])
     for file, space in zip(files, spaces, strict=True):
         if space.crs != spaces[0].crs:
             raise InputError(f"{file} has another CRS than {files[0]}; warp it with gdalwarp first")
@@ -205,6 +209,10 @@ def _remote(file: str) -> bool:
     return "://" in file or file.startswith("/vsi")
 
 
+def _env(file: str) -> dict[str, Any]:
+    return _REMOTE_ENV if _remote(file) else GDAL_ENV
+
+
 def _check_complete(file: str, dataset: Any) -> None:
     """Refuses a TIFF that ends before its pixels do; GDAL itself opens it gladly."""
     if dataset.driver != "GTiff" or not os.path.isfile(file):
@@ -224,6 +232,29 @@ def _check_complete(file: str, dataset: Any) -> None:
                         f"{file} is truncated: {size} bytes, but its pixels reach to byte "
                         f"{int(offset) + int(length)}; fetch it again"
                     )
+    _check_directories(file, size)
+
+
+def _check_directories(file: str, size: int) -> None:
+    """Refuses a TIFF that ends before its last directory does; GDAL would go on without the mask in it."""
+    with open(file, "rb") as stream:
+        order = "<" if stream.read(2) == b"II" else ">"
+        big = stream.read(2) == struct.pack(order + "H", 43)
+        stream.seek(8 if big else 4)
+        word, count, entry = (order + "Q", order + "Q", 20) if big else (order + "I", order + "H", 12)
+        seen = set()
+        try:
+            (at,) = struct.unpack(word, stream.read(struct.calcsize(word)))
+            while at and at not in seen:
+                seen.add(at)
+                stream.seek(at)
+                (entries,) = struct.unpack(count, stream.read(struct.calcsize(count)))
+                stream.seek(entries * entry, os.SEEK_CUR)
+                (at,) = struct.unpack(word, stream.read(struct.calcsize(word)))
+        except (struct.error, OSError, OverflowError) as error:
+            raise InputError(
+                f"{file} is truncated: {size} bytes, but it has a directory at byte {at}; fetch it again"
+            ) from error
 
 
 def _space(dataset: Any) -> Space:
