@@ -51,8 +51,9 @@ class VolumeSource:
                 slab = np.asarray(proxy[:, :, z:stop] if len(proxy.shape) == 3 else proxy[:, :, z:stop, 0])
                 values[0, z - z0 : stop - z0] = slab[x0:x1, y0:y1].T
         except (OSError, EOFError, ValueError, zlib.error) as error:
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"{self.uri} cannot be read at planes {z0}..{z1}: {error}; fetch or write the file again"
+                f"{self.uri} cannot be read at planes {z0}..{z1}: {reason}; fetch or write the file again"
             ) from error
         return mask_nonfinite(values, np.ones(box.shape, bool))
 
@@ -99,8 +100,8 @@ def open_volume(path: str, form: str | None = None) -> VolumeSource:
     if dtype.kind not in "uif":
         raise InputError(f"{path} holds {dtype} voxels; give a grey-value volume")
     _check_complete(path, header, int(np.prod(image.shape)) * dtype.itemsize)
-    slope, intercept = header.get_slope_inter()
-    scaled = (slope, intercept) not in ((None, None), (1.0, 0.0))
+    # The header of a loaded image forgets its scale; the array it reads through does not.
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
     keep = not scaled and dtype.name in ("uint8", "int8", "uint16", "int16", "int32", "float32")
     return VolumeSource(
         path,
