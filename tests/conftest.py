@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.local_server import Server, stop
+
 # Before anything imports what reads them. No test needs the hub, and none may touch a person's own Prefect.
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {
@@ -14,7 +16,6 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "PREFECT_HOME": _home.name,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
 }
 os.environ.pop("PREFECT_API_URL", None)
@@ -24,12 +25,16 @@ SAMPLES = Path(__file__).parents[1] / "flows" / "samples"
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Flows called in this process report to a server of their own."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all: flows called in this process report to it, and deployments are run from it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=60):
-        yield
+    server = Server(tmp_path_factory.mktemp("server"))
+    try:
+        with temporary_settings({PREFECT_API_URL: server.api}):
+            yield server
+    finally:
+        stop(server.process)
 
 
 @pytest.fixture(scope="session")

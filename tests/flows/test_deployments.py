@@ -4,17 +4,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-import psutil
 import pytest
 import rasterio
 import yaml
@@ -23,24 +18,11 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.parameters import RegionParameters, VolumeParameters
+from tests.local_server import PATIENCE, ROOT, Server, stop, wait_for
 
-ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
 PREFECT_YAML = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())
 MODELS = {"segment_region": RegionParameters, "segment_volume": VolumeParameters}
-
-# Nothing here is about speed: a wait ends when what it waits for happened, and fails only when it never did.
-PATIENCE = 240.0
-
-
-def wait_for(what: str, happened: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if value := happened():
-            return value
-        time.sleep(0.5)
-    raise TimeoutError(f"{what} did not happen in {PATIENCE:.0f} s")
-
 
 # ------------------------------------------------------------------------------------------------- files
 
@@ -138,7 +120,7 @@ def test_containerfile_copies_what_exists() -> None:
 def test_cluster_file_starts(script: list[str], environment: dict[str, str], names: list[str | None]) -> None:
     process = subprocess.Popen(
         [sys.executable, DEPLOYMENTS / "clusters" / script[0], *script[1:], "--port", "0"],
-        env=without("CUDA_VISIBLE_DEVICES") | environment,
+        env={name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | environment,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -160,95 +142,17 @@ def test_cluster_file_starts(script: list[str], environment: dict[str, str], nam
 # ------------------------------------------------------------------------------------------------- a server
 
 
-def without(*names: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in names}
-
-
-def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Signal a process and all that it started, and wait until they are gone."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family if how == signal.SIGKILL else family[:1]:
-        member.send_signal(how)
-    process.wait(PATIENCE)
-    psutil.wait_procs(family[1:], timeout=PATIENCE)
-
-
-class Server:
-    """A Prefect server on loopback with a home of its own, and what people type at it."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.api = f"http://127.0.0.1:{port}/api"
-        self.home = home
-        self.environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.api}
-        self.process = self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for("a healthy server", self.healthy)
-
-    def healthy(self) -> bool:
-        assert self.process.poll() is None, (self.home / "server.log").read_text()
-        try:
-            return httpx.get(f"{self.api}/health").is_success
-        except httpx.TransportError:
-            return False
-
-    def start(self, log: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.home / f"{log}.log").open("ab") as file:
-            return subprocess.Popen(
-                [sys.executable, "-m", "prefect", *arguments],
-                env=self.environment,
-                # A worker must not need the repository as its working directory.
-                cwd=self.home,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def worker(self) -> subprocess.Popen[bytes]:
-        return self.start("worker", "worker", "start", "--pool", "lmseg-local")
-
-    def run(self, *command: str | Path) -> str:
-        """Run a command from the root of the repository; AssertionError with its output where it fails."""
-        done = subprocess.run(
-            [sys.executable, *command], env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def prefect(self, *arguments: str) -> str:
-        return self.run("-m", "prefect", "--no-prompt", *arguments)
-
-    def post(self, path: str, **body: Any) -> Any:
-        return httpx.post(f"{self.api}{path}", json=body, timeout=60).raise_for_status().json()
-
-    def slots(self) -> int:
-        """Runs of segment-region/local that hold its one slot."""
-        deployment = httpx.get(f"{self.api}/deployments/name/segment-region/local").raise_for_status().json()
-        slots: int = deployment["global_concurrency_limit"]["active_slots"]
-        return slots
-
-    def runs(self, *states: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.post(
-            "/flow_runs/filter", flow_runs={"state": {"type": {"any_": states}}} if states else None
-        )
-        return found
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    try:
-        for pool, *kind in (
-            ("lmseg-local", "process"),
-            ("lmseg-container", "docker"),
-            ("lmseg-kubernetes", "kubernetes", "--base-job-template", "deployments/kubernetes-pool.json"),
-        ):
-            server.prefect("work-pool", "create", pool, "--overwrite", "--type", *kind)
-        server.prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        yield server
-    finally:
-        stop(server.process, signal.SIGTERM)
+def server(prefect_server: Server) -> Server:
+    """The server with every pool and deployment."""
+    for pool, *kind in (
+        ("lmseg-local", "process"),
+        ("lmseg-container", "docker"),
+        ("lmseg-kubernetes", "kubernetes", "--base-job-template", "deployments/kubernetes-pool.json"),
+    ):
+        prefect_server.prefect("work-pool", "create", pool, "--overwrite", "--type", *kind)
+    prefect_server.prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+    return prefect_server
 
 
 def told(**parameters: Any) -> tuple[str, str]:
@@ -264,45 +168,43 @@ def test_every_deployment_is_there(server: Server) -> None:
 
 
 def test_deployed_run_writes_labels_that_lie_on_the_image(server: Server, scene: Path, tmp_path: Path) -> None:
+    parameters = told(sources=[str(scene)], output=str(tmp_path))
     worker = server.worker()
     try:
-        watched = server.prefect(
-            "deployment", "run", "segment-region/local", "--watch", *told(sources=[str(scene)], output=str(tmp_path))
-        )
+        server.prefect("deployment", "run", "segment-region/local", "--watch", *parameters)
     finally:
-        stop(worker, signal.SIGTERM)
-    # `--watch` exits 0 however a run ended.
-    assert "finished successfully" in watched, (server.home / "worker.log").read_text()
+        stop(worker)
     with rasterio.open(tmp_path / f"{scene.stem}_labels.tif") as labels, rasterio.open(scene) as image:
-        assert labels.crs == image.crs
-        assert labels.transform == image.transform
-        assert labels.shape == image.shape
-        assert len(np.unique(labels.read(1, masked=True).compressed())) >= 2
+        assert (labels.crs, labels.transform, labels.shape) == (image.crs, image.transform, image.shape)
+        assert np.unique(labels.read(1, masked=True).compressed()).size >= 2
 
 
 def test_killed_run_crashes_and_gives_its_slot_back(server: Server, scene: Path, tmp_path: Path) -> None:
+    def slots() -> int:
+        slots: int = server.get("/deployments/name/segment-region/local")["global_concurrency_limit"]["active_slots"]
+        return slots
+
+    def runs(state: str) -> list[str]:
+        found = server.post("/flow_runs/filter", flow_runs={"state": {"type": {"any_": [state]}}})
+        return [run["id"] for run in found]
+
     server.run(DEPLOYMENTS / "heartbeat.py")
     # Ten seconds of silence are the least the server takes; a second call replaces the first automation.
     server.run(DEPLOYMENTS / "heartbeat.py", "--seconds", "10")
-    (automation,) = server.post("/automations/filter")
+    assert len(server.post("/automations/filter")) == 1
+    # Nobody listens on port 1: the run is busy connecting for half a minute.
+    parameters = told(sources=[str(scene)], output=str(tmp_path), cluster="tcp://127.0.0.1:1")
     worker = server.worker()
     try:
-        # Nobody listens on port 1: the run is busy connecting for half a minute.
-        server.prefect(
-            "deployment",
-            "run",
-            "segment-region/local",
-            *told(sources=[str(scene)], output=str(tmp_path), cluster="tcp://127.0.0.1:1"),
-        )
-        (doomed,) = wait_for("the run", lambda: server.runs("RUNNING"))
-        heartbeats = {
+        server.prefect("deployment", "run", "segment-region/local", *parameters)
+        (doomed,) = wait_for("the run", lambda: runs("RUNNING"))
+        beats = {
             "event": {"name": ["prefect.flow-run.heartbeat"]},
-            "resource": {"id": [f"prefect.flow-run.{doomed['id']}"]},
+            "resource": {"id": [f"prefect.flow-run.{doomed}"]},
         }
-        wait_for("a heartbeat", lambda: server.post("/events/filter", filter=heartbeats)["events"])
+        wait_for("a heartbeat", lambda: server.post("/events/filter", filter=beats)["events"])
     finally:
         stop(worker, signal.SIGKILL)
-    assert server.slots() == 1
-    wait_for("the crash", lambda: doomed["id"] in {run["id"] for run in server.runs("CRASHED")})
-    assert server.slots() == 0
-    httpx.delete(f"{server.api}/automations/{automation['id']}").raise_for_status()
+    assert slots() == 1
+    wait_for("the crash", lambda: doomed in runs("CRASHED"))
+    assert slots() == 0

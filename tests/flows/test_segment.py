@@ -27,6 +27,7 @@ from flows import segment, stages
 from flows.parameters import RegionParameters, VolumeParameters
 from flows.segment import can_pass, segment_region, segment_volume, split
 from lmseg_core.errors import ModelError
+from tests.local_server import Server, wait_for
 from tiling import InputError
 
 # Twelve millimetres around each hippocampus's head: enough to cut tiles in all three axes.
@@ -43,13 +44,12 @@ def read(path: str, state: State[Any], by: str = "flow_runs") -> list[dict[str, 
 
 def tasks(state: State[Any]) -> list[dict[str, Any]]:
     # Events carry task runs to the server, some time after the flow has ended.
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+    def ended() -> list[dict[str, Any]]:
         found = read("/task_runs/filter", state)
-        if found and all(run["end_time"] for run in found):
-            return found
-        time.sleep(0.2)
-    raise TimeoutError("the task runs never ended")
+        return found if all(run["end_time"] for run in found) else []
+
+    found: list[dict[str, Any]] = wait_for("the end of all tasks", ended)
+    return found
 
 
 def names(state: State[Any]) -> list[str]:
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def region(prefect_server: None, scene: Path, folder: Path) -> State[Any]:
+def region(prefect_server: Server, scene: Path, folder: Path) -> State[Any]:
     state: State[Any] = segment_region(RegionParameters(sources=[str(scene)], output=folder), return_state=True)
     assert state.is_completed(), state.message
     return state
@@ -159,7 +159,7 @@ def test_groups_and_a_lost_worker_do_not_show(
     np.testing.assert_array_equal(labels_of(tmp_path, scene), labels_of(folder, scene))
 
 
-def test_volume_lies_in_the_scan(prefect_server: None, brain: Path, tmp_path: Path) -> None:
+def test_volume_lies_in_the_scan(prefect_server: Server, brain: Path, tmp_path: Path) -> None:
     parameters = VolumeParameters(sources=[str(brain)], output=tmp_path, box=BOX)
     state: State[Any] = segment_volume(parameters, return_state=True)
     (summary,) = state.result()
@@ -187,7 +187,7 @@ def test_volume_lies_in_the_scan(prefect_server: None, brain: Path, tmp_path: Pa
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_input_fails_at_once_with_its_line(
-    prefect_server: None, scene: Path, brain: Path, tmp_path: Path, told: dict[str, Any], named: str
+    prefect_server: Server, scene: Path, brain: Path, tmp_path: Path, told: dict[str, Any], named: str
 ) -> None:
     told = {"sources": ["{scene}"], "output": tmp_path, **told}
     told["sources"] = [source.format(scene=scene, brain=brain) for source in told["sources"]]
@@ -203,7 +203,7 @@ def test_bad_input_fails_at_once_with_its_line(
     assert not list(tmp_path.glob("*.tif"))
 
 
-def test_relative_output_is_refused(prefect_server: None, scene: Path) -> None:
+def test_relative_output_is_refused(prefect_server: Server, scene: Path) -> None:
     with pytest.raises(ParameterTypeError, match="'out' is relative; give an absolute path"):
         segment_region({"sources": [str(scene)], "output": "out"})
 
@@ -233,7 +233,7 @@ def test_only_what_can_pass_is_tried_again(error: Exception, passes: bool) -> No
 
 
 @pytest.mark.parametrize(("error", "attempts"), [(ConnectionResetError("peer"), 3), (InputError("bad"), 1)])
-def test_stage_tries_again_or_not(prefect_server: None, error: Exception, attempts: int) -> None:
+def test_stage_tries_again_or_not(prefect_server: Server, error: Exception, attempts: int) -> None:
     seen: list[int] = []
 
     @segment._stage("read", "read")
