@@ -14,7 +14,7 @@ _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, 
 
 def parse_bytes(text: str | int) -> int:
     """Bytes in a size such as `2GiB`, `500 MB` or `1073741824`; ValueError for anything else."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"memory {text!r} is not a size; write it as 2GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -24,7 +24,14 @@ def volume_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return _save_model(tmp_path_factory.mktemp("models") / "volume", ndim=3, channels=1, tile=[16, 16, 16])
 
 
-def _save_model(folder: Path, ndim: int, channels: int, tile: list[int]) -> str:
+@pytest.fixture(scope="session")
+def fixed_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model for 3 bands that normalises by statistics of its own."""
+    folder = tmp_path_factory.mktemp("models") / "fixed"
+    return _save_model(folder, ndim=2, channels=3, tile=[64, 64], mode="fixed")
+
+
+def _save_model(folder: Path, ndim: int, channels: int, tile: list[int], mode: str = "image") -> str:
     import torch
 
     from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
@@ -33,7 +40,8 @@ def _save_model(folder: Path, ndim: int, channels: int, tile: list[int]) -> str:
     names = {i: f"class {i}" for i in range(4)}
     config = LMSegConfig(ndim=ndim, in_channels=channels, widths=[4, 8], tile=tile, id2label=names)
     LMSegForSemanticSegmentation(config).save_pretrained(folder)
-    LMSegImageProcessor(mode="image").save_pretrained(folder)
+    statistics = {"image_mean": [128.0] * channels, "image_std": [60.0] * channels} if mode == "fixed" else {}
+    LMSegImageProcessor(mode=mode, **statistics).save_pretrained(folder)
     return str(folder)
 
 

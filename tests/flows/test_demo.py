@@ -1,0 +1,57 @@
+"""The demo shows something true."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that `lmseg demo` filled, run in an empty one, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "demo"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return folder / "lmseg-demo", done.stdout
+
+
+def test_prints_every_file_it_writes(demo: tuple[Path, str]) -> None:
+    folder, out = demo
+    written = [p for p in folder.iterdir() if not p.name.endswith(".zarr")]
+    assert len(written) == 9
+    for path in written:
+        assert str(path) in out
+
+
+def test_land_cover_of_the_scene(demo: tuple[Path, str]) -> None:
+    """The crop is a coast: each class covers a fair share, and all of it is the crop's 69 square kilometres."""
+    report = json.loads((demo[0] / "sentinel2_accomack.run.json").read_text())
+    areas = {c["name"]: c["measure"] for c in report["classes"]}
+    assert sum(areas.values()) == pytest.approx(832**2 * 1e-4)
+    assert min(areas.values()) > 5
+
+
+def test_both_hippocampi_are_one_piece_of_plausible_size(demo: tuple[Path, str]) -> None:
+    image = SimpleITK.ReadImage(demo[0] / "mni152_t1_seg.nii.gz")
+    pieces = SimpleITK.RelabelComponent(SimpleITK.ConnectedComponent(image > 0))
+    shape = SimpleITK.LabelShapeStatisticsImageFilter()
+    shape.Execute(pieces)
+    total = float(np.count_nonzero(SimpleITK.GetArrayFromImage(image)))
+    volumes = [shape.GetPhysicalSize(i) / 1000 for i in (1, 2)]
+    # ITK's world is LPS: the right side of the body has negative x.
+    sides = sorted(shape.GetCentroid(i)[0] for i in (1, 2))
+    assert sides[0] < -15
+    assert sides[1] > 15
+    assert all(2.5 < v < 4.5 for v in volumes), volumes
+    assert sum(volumes) * 1000 > 0.95 * total
+
+
+def test_previews_are_pictures(demo: tuple[Path, str]) -> None:
+    for name in ("sentinel2_accomack_preview.png", "mni152_t1_preview.png"):
+        picture = np.asarray(Image.open(demo[0] / name))
+        assert picture.std() > 20
