@@ -1,0 +1,80 @@
+"""Every command and code block of the documentation runs, in order, in one folder."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from flows.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# What continuous integration runs itself, in a fresh environment.
+INSTALLS = {
+    "pip install -e . -c constraints.txt && lmseg demo",
+    'pip install -e ".[test]" -c constraints.txt && pytest',
+}
+# Minutes each, and in need of data that is not bundled.
+BENCHMARKS = "python benchmarks/"
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [(language, body) for language, body in found if language in ("console", "python")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, scene: Path, brain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages speak of."""
+    shutil.copy(scene, tmp_path / "scene.tif")
+    shutil.copy(brain, tmp_path / "brain.nii.gz")
+    with rasterio.open(scene) as image:
+        profile = image.profile | {"count": 1}
+        for band, name in enumerate(image.descriptions, 1):
+            with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as target:
+                target.write(image.read(band), 1)
+        with rasterio.open(tmp_path / "truth.tif", "w", **(profile | {"dtype": "uint8", "predictor": 1})) as target:
+            target.write(np.random.default_rng(0).integers(0, 3, image.shape).astype(np.uint8), 1)
+    (tmp_path / "area.geojson").write_text(
+        '{"type": "Polygon", "coordinates": '
+        "[[[-75.64, 37.67], [-75.60, 37.67], [-75.60, 37.70], [-75.64, 37.70], [-75.64, 37.67]]]}"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_runs(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for language, body in _blocks(page):
+        if language == "python":
+            exec(compile(body, str(page), "exec"), {})
+            continue
+        for line in filter(None, body.splitlines()):
+            if line in INSTALLS or line.startswith(BENCHMARKS):
+                continue
+            words = shlex.split(line)
+            assert words[0] == "lmseg", f"{page.name} shows a command that no test runs: {line}"
+            monkeypatch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert not stop.value.code, line
+
+
+def test_benchmarks_that_are_shown_exist() -> None:
+    for page in PAGES:
+        for _, body in _blocks(page):
+            for line in body.splitlines():
+                if line.startswith(BENCHMARKS):
+                    assert (ROOT / line.split()[1]).is_file(), line
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "deployments" / "README.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
