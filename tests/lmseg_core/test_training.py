@@ -1,11 +1,12 @@
 """The training loop learns, and its windows stay inside their sample."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from lmseg_core import LMSegForSemanticSegmentation
-from lmseg_core.training import Sample, batches, random_window, train
+from lmseg_core import LMSegForSemanticSegmentation, LMSegImageProcessor, Predictor
+from lmseg_core.training import Sample, batches, random_window, save, train
 
 
 def coded(size: tuple[int, ...]) -> Sample:
@@ -35,3 +36,16 @@ def test_training_learns_a_threshold(make_network: Callable[..., LMSegForSemanti
     with torch.inference_mode():
         right = (network(image[None]).logits.argmax(1)[0] == sample.labels).float().mean()
     assert right > 0.9
+
+
+def test_saved_models_are_half_the_size_and_predict_as_measured(
+    make_network: Callable[..., LMSegForSemanticSegmentation], tmp_path: Path
+) -> None:
+    network = make_network(widths=(16, 32))
+    save(network, LMSegImageProcessor(mode="image"), tmp_path)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert (tmp_path / "model.safetensors").stat().st_size < 3 * parameters
+    x = torch.randn(1, 2, 16, 16)
+    scores = Predictor.from_pretrained(tmp_path, device="cpu").with_statistics([0, 0], [1, 1])(x)
+    assert scores.dtype == torch.float32
+    assert torch.allclose(scores, network(x).logits.softmax(1), atol=1e-5)
