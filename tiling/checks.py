@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tiling.box import Box
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
+from tiling.sources.volume import millimetres
 from tiling.store import Store
 
 _SIDE = {2: 512, 3: 64}
@@ -84,8 +85,11 @@ def _volume_problem(store: Store, file: Path) -> str | None:
     image: Any = nibabel.load(file)
     if image.shape != space.shape[::-1]:
         return f"has shape {image.shape}, not {space.shape[::-1]}"
+    # Where two forms of the source disagree both are copied, and one of them was chosen.
+    forms = [f for f, code in (g(coded=True) for g in (image.header.get_sform, image.header.get_qform)) if code]
+    placements = [millimetres(image.header) * form[:3] for form in forms or [image.affine]]
     # NIfTI keeps its placement in float32.
-    if not np.allclose(image.affine[:3], np.array(space.affine), rtol=1e-6, atol=1e-4):
+    if not any(np.allclose(p, np.array(space.affine), rtol=1e-6, atol=1e-4) for p in placements):
         return f"lies at {image.affine[:3].tolist()}, not at {space.affine}"
     for box in _places(space.shape):
         (z0, y0, x0), (z1, y1, x1) = box.start, box.stop

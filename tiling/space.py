@@ -67,7 +67,7 @@ class Space:
         """The placement of `box` of this array. Numbers that do not change keep every bit."""
         offset = box.start[::-1]
         forms = self.forms
-        if forms is not None and any(offset) and not (forms.qform_code or forms.sform_code):
+        if forms is not None and box.shape != self.shape and not (forms.qform_code or forms.sform_code):
             forms = None  # its place is a convention on the whole volume: a part needs an affine of its own
         if forms is not None and any(offset):
             forms = replace(

@@ -128,8 +128,12 @@ def _affine(path: str, header: Any, form: str | None) -> tuple[tuple[float, ...]
     matrix = header.get_qform() if form == "qform" else header.get_best_affine()
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
         raise InputError(f"{path} has an affine that cannot be inverted; repair its header")
-    to_mm = {1: 1000.0, 3: 0.001}.get(_units(header), 1.0)
-    return tuple(tuple(float(v) * to_mm for v in row) for row in matrix[:3])
+    return tuple(tuple(float(v) * millimetres(header) for v in row) for row in matrix[:3])
+
+
+def millimetres(header: Any) -> float:
+    """Length of a NIfTI file's spatial unit; an unknown one counts as a millimetre."""
+    return {1: 1000.0, 3: 0.001}.get(_units(header), 1.0)
 
 
 def _units(header: Any) -> int:
