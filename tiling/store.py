@@ -213,7 +213,7 @@ def remove(path: str | Path) -> None:
     path = Path(path)
     if not path.exists():
         return
-    if not (path / "zarr.json").is_file() and any(path.iterdir()):
+    if _attributes(path) is None and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
     shutil.rmtree(path)
     _group.cache_clear()
@@ -301,5 +301,5 @@ def _group(path: str) -> zarr.Group:
 def _attributes(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads((path / "zarr.json").read_text())["attributes"]["lmseg"]  # type: ignore[no-any-return]  # JSON
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None

@@ -53,7 +53,7 @@ class ArraySource:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.values.shape, self.values.dtype.str, self.nodata)).encode())
+        digest = hashlib.sha256(repr((self.values.shape, self.values.dtype.str, self.nodata, self.space)).encode())
         for band in self.values:
             digest.update(band.tobytes())
         return digest.hexdigest()
