@@ -12,8 +12,8 @@ SAMPLES = Path(__file__).parent / "samples"
 SCENE = SAMPLES / "sentinel2_accomack.tif"
 BRAIN = SAMPLES / "mni152_t1.nii.gz"
 
-# Both hippocampi of the MNI152 brain, in millimetres (RAS+).
-HIPPOCAMPI = (-40.0, -45.0, -35.0, 40.0, 0.0, 10.0)
+# Around both hippocampi of the MNI152 brain, in millimetres (RAS+), as the model's training crops are around one.
+HIPPOCAMPI = (-44.5, -44.5, -34.5, 43.5, 7.5, 7.5)
 
 
 def run_demo(output: Path) -> list[Report]:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from tiling.errors import InputError
 
@@ -39,7 +39,13 @@ def is_volume(source: str) -> bool:
     return source.lower().endswith((".nii", ".nii.gz"))
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), PlainSerializer(str, return_type=str)]
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    PlainSerializer(str, return_type=str),
+    # What Prefect's server checks a run's parameters against.
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
 
 
 class _Parameters(BaseModel):

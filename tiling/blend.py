@@ -47,8 +47,8 @@ def blend(
             top = tile.start[0]
         elif tile.start[0] > top:
             yield from _finished(block, total, weight, top, tile.start[0])
-            total = _advanced(xp, total, tile.start[0] - top, axis=1)
-            weight = _advanced(xp, weight, tile.start[0] - top, axis=0)
+            _advance(total, tile.start[0] - top, axis=1)
+            _advance(weight, tile.start[0] - top, axis=0)
             top = tile.start[0]
         part = tile & block
         inside = part.relative(tile.start).slices
@@ -66,12 +66,12 @@ def _finished(block: Box, total: Array, weight: Array, top: int, bottom: int) ->
         yield slab, total[:, rows], weight[rows]
 
 
-def _advanced(xp: Any, array: Array, step: int, axis: int) -> Array:
-    """The array moved on by `step` along `axis`, with zeros behind."""
-    keep = max(0, array.shape[axis] - step)
-    moved = xp.zeros_like(array)
-    if axis == 0:
-        moved[:keep] = array[array.shape[0] - keep :]
-    else:
-        moved[:, :keep] = array[:, array.shape[1] - keep :]
-    return moved
+def _advance(array: Array, step: int, axis: int) -> None:
+    """Moves the array on by `step` along `axis`, in place, with zeros behind."""
+    side = array.shape[axis]
+    ahead = (slice(None),) * axis
+    # The step may be shorter than what is kept: rows move in pieces that do not overlap themselves.
+    for start in range(0, side - step, step):
+        stop = min(start + step, side - step)
+        array[(*ahead, slice(start, stop))] = array[(*ahead, slice(start + step, stop + step))]
+    array[(*ahead, slice(max(0, side - step), side))] = 0

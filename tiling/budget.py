@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import resource
 import shutil
@@ -23,8 +22,9 @@ from tiling.store import CHUNK
 
 # Python with torch, transformers and GDAL loaded, and what the allocators keep: measured on Linux.
 BASE = 700 * 2**20
-_MOST_RECOMPUTED = 1.1
-_LONGEST_BLOCK = 16384
+# Sides of a block, in pixels and in tiles, that are long enough: more memory would save few tiles.
+_LONGEST = {2: 4096, 3: 256}
+_LONGEST_TILES = {2: 16, 3: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, 
     """Bytes that blocks in flight hold in a process: one on the device, the others being read or written."""
     reach = math.prod(min(e, b + 2 * t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
     raw = reach * (source.channels * source.dtype.itemsize + 2)
-    # One tile's height of the block, twice while it moves on, for scores and weights; then labels as int64.
-    sums = 4 * (2 * n_classes + 2) + 16
+    # One tile's height of the block: scores and weights, then labels as int64 and as they are.
+    sums = 4 * (n_classes + 1) + 16
     rolling = sums * grid.tile[0] * math.prod(grid.block[1:])
     if outputs:
         rolling += 12 * n_classes * grid.tile[0] * math.prod(grid.block[1:])
@@ -112,36 +112,26 @@ def choose_block(
     area: Area,
     outputs: tuple[str, ...] = (),
 ) -> Grid:
-    """The grid whose blocks fit `memory` bytes and cost the fewest tiles twice.
+    """The grid with the largest square or cubic blocks that fit `memory` bytes.
 
-    The smallest block is taken that computes at most a tenth of the tiles again; where none does, the one that
-    computes the fewest.
+    The side does not depend on the image, nor then does the memory that a run takes.
 
     Raises:
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk = CHUNK[len(shape)]
-    sides = [_sides(stop - start, chunk) for start, stop in zip(area.box.start, area.box.stop, strict=True)]
-    grids = [Grid.regular(shape, tile, overlap, block, area.box) for block in itertools.product(*sides)]
-    needs = [BASE + block_bytes(source, g, n_classes, outputs) for g in grids]
-    fitting = [g for g, need in zip(grids, needs, strict=True) if need <= memory]
-    if not fitting:
-        least = math.ceil(min(needs) / 2**20)
-        raise InputError(
-            f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
-            f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
-        )
-    fewest = min(g.n_tiles for g in grids)
-    cheap = [g for g in fitting if g.n_tiles <= _MOST_RECOMPUTED * fewest]
-    if cheap:
-        return min(cheap, key=lambda g: (math.prod(g.block), g.n_tiles))
-    return min(fitting, key=lambda g: (g.n_tiles, math.prod(g.block)))
-
-
-def _sides(extent: int, chunk: int) -> list[int]:
-    doubled = itertools.takewhile(lambda s: s < min(extent, _LONGEST_BLOCK), (chunk * 2**i for i in itertools.count()))
-    return [*doubled, extent] if extent <= 2 * _LONGEST_BLOCK else list(doubled)
+    chunk, ndim = CHUNK[len(shape)], len(shape)
+    longest = max(_LONGEST[ndim], min(_LONGEST_TILES[ndim] * max(tile), 4 * _LONGEST[ndim]))
+    for side in range(longest // chunk * chunk, 0, -chunk):
+        grid = Grid.regular(shape, tile, overlap, side, area.box)
+        need = BASE + block_bytes(source, grid, n_classes, outputs)
+        if need <= memory:
+            return grid
+    least = math.ceil(need / 2**20)
+    raise InputError(
+        f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
+        f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
+    )
 
 
 def check_room(folder: Path, needed: int) -> None:

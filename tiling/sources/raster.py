@@ -145,7 +145,8 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
     for number, file in enumerate(files):
         with rasterio.Env(**_env(file)), _checked_open(file) as dataset:
             spaces.append(_space(dataset))
-            local += [f for f in dataset.files if os.path.isfile(f)]
+            # Viewers write statistics and overviews beside an image, which change none of its pixels.
+            local += [f for f in dataset.files if os.path.isfile(f) and not f.endswith((".aux.xml", ".ovr"))]
             words.append((dataset.profile.items(), None if local else _sample(dataset)))
             for band in dataset.indexes:
                 if dataset.colorinterp[band - 1] != ColorInterp.alpha:
@@ -194,6 +195,8 @@ def _checked_open(file: str) -> Iterator[Any]:
     try:
         dataset = _quietly_open(file)
     except RasterioError as error:
+        if _remote(file) and not any(f"code: {gone}" in _reason(error) for gone in (401, 403, 404, 410)):
+            raise ConnectionError(f"{file} cannot be reached: {_reason(error)}; try again") from error
         raise InputError(
             f"{file} cannot be opened as an image: {_reason(error)}; give a raster that GDAL reads"
         ) from error
