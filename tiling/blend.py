@@ -41,9 +41,11 @@ def blend(
         if total is None:
             xp = array_namespace(scores)
             weights = xp.asarray(np.array(window), device=device(scores))
+            # Half precision has no room for sums of weighted scores.
+            dtype = xp.result_type(scores.dtype, weights.dtype)
             shape = (window.shape[0], *block.shape[1:])
-            total = xp.zeros((scores.shape[0], *shape), dtype=scores.dtype, device=device(scores))
-            weight = xp.zeros(shape, dtype=scores.dtype, device=device(scores))
+            total = xp.zeros((scores.shape[0], *shape), dtype=dtype, device=device(scores))
+            weight = xp.zeros(shape, dtype=dtype, device=device(scores))
             top = tile.start[0]
         elif tile.start[0] > top:
             yield from _finished(block, total, weight, top, tile.start[0])
