@@ -95,6 +95,29 @@ def test_pixels_whose_tiles_are_all_there_do_not_notice_that_others_are_left_out
         assert np.array_equal(got[:, keep], total[(slice(None), *block.slices)][:, keep])
 
 
+@given(grids(), st.sampled_from(("float16", "uint8", "float64")))
+def test_scores_of_any_type_are_summed_without_losing_digits(grid, dtype):
+    image = np.random.default_rng(0).integers(0, 200, (K, *grid.shape)).astype(dtype)
+    for block in grid.blocks():
+        total, weight, _ = blended(grid, block, lambda t: image[(slice(None), *t.slices)])
+        assert np.array_equal(total / weight, image[(slice(None), *block.slices)])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_torch_s_half_precision_is_summed_in_single(dtype):
+    torch = pytest.importorskip("torch")
+    grid = Grid.regular((40, 50), 16, 0.5, 20)
+    image = np.random.default_rng(0).integers(0, 200, (K, 40, 50)).astype(np.float32)
+    for block in grid.blocks():
+        total, weight, _ = blended(
+            grid,
+            block,
+            lambda t: image[(slice(None), *t.slices)],
+            lambda a: torch.from_numpy(a).to(getattr(torch, dtype)),
+        )
+        assert np.array_equal(total / weight, image[(slice(None), *block.slices)])
+
+
 def test_no_tiles_give_no_slabs():
     assert list(blend(Box((0, 0), (4, 4)), [], tukey((2, 2), (0, 0)))) == []
 

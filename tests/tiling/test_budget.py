@@ -1,0 +1,110 @@
+"""What a run will take."""
+
+import numpy as np
+import pytest
+
+import tiling
+from tests.tiling.predictors import Identity
+from tests.tiling.refusals import refused
+from tiling import ArraySource, Box, Grid
+from tiling.area import Area
+from tiling.budget import BASE, block_bytes, check_room, choose_block, plan, probe
+from tiling.store import CHUNK
+
+MB = 2**20
+
+
+def source_of(*shape, dtype="uint8"):
+    """A picture of any size that takes no memory."""
+    return ArraySource(np.broadcast_to(np.zeros(1, dtype), shape))
+
+
+RASTER, VOLUME = source_of(3, 24_000, 24_000), source_of(1, 1024, 512, 512, dtype="int16")
+
+
+def chosen(source, tile, memory, area=None, n_classes=5, **options):
+    shape = source.space.shape
+    area = area or Area(Box.whole(shape))
+    return choose_block(source, (tile,) * len(shape), 0.25, n_classes, memory, area=area, **options)
+
+
+@pytest.mark.parametrize("outputs", [(), ("probability", "uncertainty")])
+@pytest.mark.parametrize(("source", "tile"), [(RASTER, 256), (RASTER, 1024), (VOLUME, 64), (VOLUME, 96)])
+@pytest.mark.parametrize("memory", [1200, 2500, 8000])
+def test_the_chosen_block_fits_the_memory_it_is_given_or_the_refusal_says_what_would_do(source, tile, memory, outputs):
+    try:
+        grid = chosen(source, tile, memory * MB, outputs=outputs)
+    except tiling.InputError as error:
+        least = int(str(error).split(" needs ")[1].split(" MiB")[0])
+        assert least > memory
+        grid = chosen(source, tile, least * MB, outputs=outputs)
+        with refused(f"needs {least} MiB", f"--memory {least - 1}MiB", f"--memory {least}MiB", "--tile"):
+            chosen(source, tile, (least - 1) * MB, outputs=outputs)
+        memory = least
+    assert BASE + block_bytes(source, grid, 5, outputs) <= memory * MB
+    assert grid.area == Box.whole(source.space.shape)
+    assert grid.tile == (tile,) * source.space.ndim
+
+
+def test_more_memory_never_costs_more_tiles():
+    tiles = [chosen(VOLUME, 64, memory * MB).n_tiles for memory in (900, 1200, 1600, 2500, 5000)]
+    assert tiles == sorted(tiles, reverse=True)
+
+
+@pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
+def test_with_memory_to_spare_at_most_a_tenth_is_computed_twice(source, tile):
+    grid = chosen(source, tile, 16_000 * MB)
+    once = Grid.regular(grid.shape, grid.tile, 0.25).n_tiles
+    assert grid.n_tiles <= 1.1 * once
+
+
+@pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
+def test_block_sides_are_whole_chunks_or_the_whole_side(source, tile):
+    grid = chosen(source, tile, 2500 * MB)
+    for axis in grid.axes:
+        assert axis.block % CHUNK[len(grid.axes)] == 0 or axis.block == axis.stop - axis.start
+
+
+def test_the_grid_is_of_the_area():
+    area = Area(Box((100, 200), (5000, 9000)))
+    assert chosen(RASTER, 512, 2500 * MB, area).area == area.box
+
+
+def test_memory_of_a_block_hardly_depends_on_the_size_of_the_image():
+    small, large = source_of(3, 6000, 6000), source_of(3, 96_000, 96_000)
+    blocks = [Grid.regular(s.space.shape, 512, 0.25, 2048) for s in (small, large)]
+    assert block_bytes(small, blocks[0], 5) == block_bytes(large, blocks[1], 5)
+
+
+def test_a_disk_with_room_is_taken_and_one_without_refused(tmp_path):
+    check_room(tmp_path / "not" / "there" / "yet", 1000)
+    with refused(tmp_path, "MiB free", f"may take {2**60 / MB:.0f} MiB", "another output folder"):
+        check_room(tmp_path / "not" / "there", 2**60)
+
+
+def test_a_plan_counts_tiles_blocks_and_what_is_computed_twice():
+    source, grid = source_of(2, 400, 300), Grid.regular((400, 300), 32, 0.25, 150)
+    figures = plan(source, grid, Identity(2, (32, 32)))
+    assert (figures.tiles, figures.blocks) == (grid.n_tiles, grid.n_blocks)
+    assert (figures.tile, figures.block) == ((32, 32), (150, 150))
+    once = Grid.regular((400, 300), 32, 0.25).n_tiles
+    assert figures.recomputed == pytest.approx(sum(1 for b in grid.blocks() for _ in grid.tiles(b)) / once - 1)
+    assert figures.memory >= BASE + block_bytes(source, grid, 2)
+    assert figures.disk >= 400 * 300
+    assert figures.seconds > 0
+    more = plan(source, grid, Identity(2, (32, 32)), outputs=("probability", "uncertainty"))
+    assert more.disk > figures.disk
+
+
+def test_a_probe_runs_the_model_on_its_own_tile_and_dtype():
+    seen = []
+
+    class Seeing(Identity):
+        def __call__(self, batch):
+            seen.append((batch.shape, batch.dtype))
+            return batch
+
+    found = probe(Seeing(3, (8, 9), batch=5), (8, 9), "uint16")
+    assert found.seconds > 0
+    assert found.memory >= 0
+    assert seen == [((5, 3, 8, 9), np.float32)] * 2
