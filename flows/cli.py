@@ -131,10 +131,10 @@ def segment(
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""
     parameters = _parameters(sources, output.resolve(), locals())
-    from flows.console import print_report, segment_with_progress
+    from flows.console import print_summary, segment_with_progress
 
     for report in segment_with_progress(parameters):
-        print_report(report)
+        print_summary(report.summary())
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,7 @@ from rich.progress import (
 
 from flows import stages
 from flows.parameters import Parameters
-from flows.report import Report, format_measure
+from flows.report import ClassShare, Report, format_measure
 from tiling import BlockReport
 
 
@@ -51,17 +52,18 @@ def segment_with_progress(parameters: Parameters) -> Iterator[Report]:
             yield stages.finish(run)
 
 
-def print_report(report: Report) -> None:
-    """Prints the classes with areas or volumes, and every file written."""
-    print(f"\n{report.source}: {report.tiles} tiles in {report.blocks} blocks")
-    width = max(len(c.name) for c in report.classes)
-    for c in report.classes:
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints the classes of a report's summary with areas or volumes, and every file written."""
+    print(f"\n{summary['source']}: {summary['tiles']} tiles in {summary['blocks']} blocks")
+    shares = [ClassShare(**c) for c in summary["classes"]]
+    width = max(len(c.name) for c in shares)
+    for c in shares:
         print(f"  {c.name:<{width}}  {c.pixels:>12}  {format_measure(c)}")
-    if report.nodata:
-        print(f"  {'no data':<{width}}  {report.nodata:>12}")
-    for warning in report.warnings:
+    if summary["nodata"]:
+        print(f"  {'no data':<{width}}  {summary['nodata']:>12}")
+    for warning in summary["warnings"]:
         print(f"  note: {warning}")
-    for file in report.files:
+    for file in summary["files"]:
         print(f"  {file}")
 
 

@@ -192,7 +192,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
 
     if parameters.cluster is not None:
         try:
-            client = Client(parameters.cluster, set_as_default=False, timeout=30)
+            client = Client(parameters.cluster, set_as_default=False, timeout=10)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the Dask scheduler {parameters.cluster} does not answer: {error}; start it first"

@@ -10,6 +10,8 @@ import pytest
 import SimpleITK
 from PIL import Image
 
+from flows.demo import ADULT_LITRES, BRAIN, TEMPLATE_LITRES
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -47,8 +49,15 @@ def test_both_hippocampi_are_one_piece_of_plausible_size(demo: tuple[Path, str])
     sides = sorted(shape.GetCentroid(i)[0] for i in (1, 2))
     assert sides[0] < -15
     assert sides[1] > 15
-    assert all(2.5 < v < 4.5 for v in volumes), volumes
+    # The template is larger than an adult's brain, of which 3 to 4 ml a side are usual.
+    assert all(3 < v * ADULT_LITRES / TEMPLATE_LITRES < 4 for v in volumes), volumes
     assert sum(volumes) * 1000 > 0.95 * total
+
+
+def test_the_template_is_as_large_as_the_demo_says() -> None:
+    image = SimpleITK.ReadImage(BRAIN)
+    litres = np.count_nonzero(SimpleITK.GetArrayFromImage(image)) * np.prod(image.GetSpacing()) / 1e6
+    assert litres == pytest.approx(TEMPLATE_LITRES, abs=0.01)
 
 
 def test_previews_are_pictures(demo: tuple[Path, str]) -> None:
