@@ -51,11 +51,11 @@ def test_more_memory_never_costs_more_tiles():
     assert tiles == sorted(tiles, reverse=True)
 
 
-@pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
-def test_with_memory_to_spare_at_most_a_tenth_is_computed_twice(source, tile):
+@pytest.mark.parametrize(("source", "tile", "most"), [(RASTER, 512, 1.2), (VOLUME, 64, 1.5)])
+def test_with_memory_to_spare_few_tiles_are_computed_twice(source, tile, most):
     grid = chosen(source, tile, 16_000 * MB)
     once = Grid.regular(grid.shape, grid.tile, 0.25).n_tiles
-    assert grid.n_tiles <= 1.1 * once
+    assert grid.n_tiles <= most * once
 
 
 @pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
@@ -70,10 +70,11 @@ def test_the_grid_is_of_the_area():
     assert chosen(RASTER, 512, 2500 * MB, area).area == area.box
 
 
-def test_memory_of_a_block_hardly_depends_on_the_size_of_the_image():
-    small, large = source_of(3, 6000, 6000), source_of(3, 96_000, 96_000)
-    blocks = [Grid.regular(s.space.shape, 512, 0.25, 2048) for s in (small, large)]
-    assert block_bytes(small, blocks[0], 5) == block_bytes(large, blocks[1], 5)
+def test_block_and_memory_do_not_depend_on_the_size_of_the_image():
+    small, large = source_of(3, 24_000, 24_000), source_of(3, 96_000, 96_000)
+    grids = [chosen(s, 512, 2500 * MB) for s in (small, large)]
+    assert grids[0].block == grids[1].block
+    assert block_bytes(small, grids[0], 5) == block_bytes(large, grids[1], 5) <= 2500 * MB - BASE
 
 
 def test_a_disk_with_room_is_taken_and_one_without_refused(tmp_path):
