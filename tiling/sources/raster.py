@@ -119,6 +119,8 @@ class RasterSource:
                         transform=self.transform,
                         height=self.space.shape[0],
                         width=self.space.shape[1],
+                        # Marks what lies outside the file or its mask; a nodata value does so by itself.
+                        add_alpha=dataset.nodata is None and ColorInterp.alpha not in dataset.colorinterp,
                         # Nearest, and exact but for rounding: the answer may not depend on the box that is read.
                         # (With a tolerance of 0 rasterio makes no VRT at all.)
                         resampling=Resampling.nearest,
