@@ -180,6 +180,22 @@ def test_a_finer_band_is_sampled_the_same_way_whatever_box_is_read(tmp_path_fact
     assert np.array_equal(source.read(box).values, whole[(slice(None), *box.slices)])
 
 
+@pytest.mark.parametrize("kind", ["plain", "mask", "nodata", "alpha"])
+def test_pixels_that_a_coarser_file_does_not_have_are_missing(tmp_path, kind):
+    mask = np.random.default_rng(2).random((40, 50)) < 0.7
+    coarse = np.where(mask, noise(1, shape=(40, 50), seed=1) + 1, 0).astype(np.uint8)
+    options = {"mask": {"mask": mask}, "nodata": {"nodata": 0}, "alpha": {"alpha": "YES"}}.get(kind, {})
+    values = np.concatenate([coarse, 255 * mask[None]]).astype(np.uint8) if kind == "alpha" else coarse
+    a = write_tiff(tmp_path / "a.tif", noise(1) + 1, **({"nodata": 0} if kind == "nodata" else {}))
+    b = write_tiff(tmp_path / "b.tif", values, transform=NORTH_UP @ Affine.scale(2), **options)
+    pixels = tiling.open(f"{a},{b}").read(WHOLE)
+    inside = np.zeros(SHAPE, bool)
+    inside[:80, :100] = True if kind == "plain" else mask.repeat(2, axis=0).repeat(2, axis=1)
+    assert np.array_equal(pixels.values[1][inside], coarse[0].repeat(2, axis=0).repeat(2, axis=1)[inside[:80, :100]])
+    # By nodata values alone a pixel is missing only where all bands are.
+    assert np.array_equal(pixels.valid, np.ones(SHAPE, bool) if kind == "nodata" else inside)
+
+
 def test_files_in_different_crs_are_refused(tmp_path):
     a, b = write_tiff(tmp_path / "a.tif", noise()), write_tiff(tmp_path / "b.tif", noise(), crs="EPSG:32634")
     with refused(b, "another CRS", "gdalwarp"):
