@@ -42,13 +42,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Runs the command line: exit 0 done, 2 bad input or usage (one line), 1 anything else (one line)."""
     from lmseg_core.errors import ModelError
-    from tiling.errors import BlockError, InputError
+    from tiling.errors import BlockError, InputError, OutputError
 
     try:
         app()
     except (InputError, ModelError) as error:
         _fail(str(error), 2)
-    except (BlockError, ConnectionError) as error:
+    except (BlockError, OutputError, ConnectionError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 1)

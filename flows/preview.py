@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tiling import Box, ClassTable, Source, Store
+from tiling.formats import whole
 from tiling.sources.raster import RasterSource
 
 _SIDE = 640  # pixels of a panel's longer side
@@ -31,9 +32,8 @@ def write_preview(image: Source, store: Store, out: Path) -> Path:
     rows = [_raster_panels(image, store)] if raster else _volume_panels(image, store)
     caption = _caption(store)
     sheet = _sheet(rows, store.classes, caption)
-    staged = out.with_name(f".{out.name}.part")
-    sheet.save(staged, format="PNG")
-    staged.replace(out)
+    with whole(out) as folder:
+        sheet.save(folder / out.name, format="PNG")
     return out
 
 

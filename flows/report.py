@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tiling import Space, Store
+from tiling.formats import whole
 
 _A, _F = 6378137.0, 1 / 298.257223563  # WGS 84
 
@@ -127,9 +128,8 @@ def format_measure(share: ClassShare) -> str:
 def write_run_json(report: Report, path: Path) -> Report:
     """Writes the summary beside the results, whole or not at all, and adds it to the report's files."""
     report = replace(report, files=[*report.files, path])
-    staged = path.with_name(f".{path.name}.part")
-    staged.write_text(json.dumps(report.summary(), indent=1) + "\n", encoding="utf-8")
-    staged.replace(path)
+    with whole(path) as folder:
+        (folder / path.name).write_text(json.dumps(report.summary(), indent=1) + "\n", encoding="utf-8")
     return report
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import tiling
 from flows.parameters import Parameters, VolumeParameters, is_volume
 from flows.report import Report, write_run_json
-from tiling import Area, BlockReport, Box, Grid, InputError, Predict, Source, Store
+from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
 from tiling.budget import check_room, choose_block
 from tiling.engine import THREADS
 from tiling.formats.nifti import check_length
@@ -153,7 +153,7 @@ def finish(run: Run) -> Report:
 
     Raises:
         InputError: where an export cannot be written.
-        RuntimeError: where an export is not what the store holds.
+        OutputError: where an export is not what the store holds.
     """
     from flows.preview import write_preview
 
@@ -163,7 +163,7 @@ def finish(run: Run) -> Report:
     checks = tiling.verify(run.store, run.image, files[:1])
     wrong = [f"{c.name}: {c.detail}" for c in checks if not c.passed]
     if wrong:
-        raise RuntimeError(f"{run.store.path} failed its verification: {'; '.join(wrong)}")
+        raise OutputError(f"{run.store.path} failed its verification: {'; '.join(wrong)}")
     verified = time.perf_counter()
     files.append(write_preview(run.image, run.store, run.folder / f"{run.name}_preview.png"))
     seconds = {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tiling.checks import Check, verify
     from tiling.classes import Class, ClassTable
     from tiling.engine import BlockReport, run_blocks, segment
-    from tiling.errors import BlockError, InputError
+    from tiling.errors import BlockError, InputError, OutputError
     from tiling.formats import export
     from tiling.grid import Axis, Grid
     from tiling.intensity import Statistics, statistics
@@ -30,7 +30,7 @@ _MODULES = {
     "checks": ("Check", "verify"),
     "classes": ("Class", "ClassTable"),
     "engine": ("BlockReport", "run_blocks", "segment"),
-    "errors": ("BlockError", "InputError"),
+    "errors": ("BlockError", "InputError", "OutputError"),
     "formats": ("export",),
     "grid": ("Axis", "Grid"),
     "intensity": ("Statistics", "statistics"),
@@ -55,6 +55,7 @@ __all__ = [
     "Grid",
     "InputError",
     "Oriented",
+    "OutputError",
     "Pixels",
     "Plan",
     "Predict",

@@ -144,6 +144,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"{folder} has {free / 2**20:.0f} MiB free, the results may take {needed / 2**20:.0f} MiB; "
+            f"{folder} has {free / 2**20:.1f} MiB free, the results may take {needed / 2**20:.1f} MiB; "
             "free some space or choose another output folder"
         )

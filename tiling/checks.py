@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import rasterio
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 
 from tiling.box import Box
 from tiling.sources import Source
@@ -57,12 +60,17 @@ def _geometry(store: Store, source: Source | None) -> Check:
 
 
 def _export(store: Store, file: Path) -> Check:
-    name = f"export {file.name}"
+    problem = difference(store, file)
+    detail = f"geometry exact, labels equal the store's in {_PLACES} places"
+    return Check(f"export {file.name}", problem is None, problem or detail)
+
+
+def difference(store: Store, file: Path) -> str | None:
+    """What an exported label map has other than its store, in words; None where geometry and labels are equal."""
     try:
-        problem = _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
-    except (rasterio.errors.RasterioError, OSError, nibabel.filebasedimages.ImageFileError) as error:
-        return Check(name, False, f"cannot be read: {error}")
-    return Check(name, problem is None, problem or f"geometry exact, labels equal the store's in {_PLACES} places")
+        return _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
+    except (RasterioError, OSError, EOFError, zlib.error, ImageFileError) as error:
+        return f"cannot be read: {error}"
 
 
 def _raster_problem(store: Store, file: Path) -> str | None:
@@ -75,7 +83,7 @@ def _raster_problem(store: Store, file: Path) -> str | None:
             return "has another CRS than the source"
         for box in _places(space.shape):
             (y, x), (height, width) = box.start, box.shape
-            if problem := _difference(store, box, image.read(1, window=((y, y + height), (x, x + width)))):
+            if problem := _wrong_labels(store, box, image.read(1, window=((y, y + height), (x, x + width)))):
                 return problem
     return None
 
@@ -93,7 +101,7 @@ def _volume_problem(store: Store, file: Path) -> str | None:
         return f"lies at {image.affine[:3].tolist()}, not at {space.affine}"
     for box in _places(space.shape):
         (z0, y0, x0), (z1, y1, x1) = box.start, box.stop
-        if problem := _difference(store, box, np.asarray(image.dataobj[x0:x1, y0:y1, z0:z1]).T):
+        if problem := _wrong_labels(store, box, np.asarray(image.dataobj[x0:x1, y0:y1, z0:z1]).T):
             return problem
     return None
 
@@ -104,6 +112,6 @@ def _places(shape: tuple[int, ...]) -> list[Box]:
     return [cells[round(i)] for i in np.linspace(0, len(cells) - 1, min(_PLACES, len(cells)))]
 
 
-def _difference(store: Store, box: Box, labels: NDArray[Any]) -> str | None:
+def _wrong_labels(store: Store, box: Box, labels: NDArray[Any]) -> str | None:
     wrong = int(np.count_nonzero(labels != store.read(box)))
     return f"{wrong} labels at {box.start}..{box.stop} differ from the store's" if wrong else None

@@ -189,8 +189,10 @@ def _predicted(
         scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
         if tuple(scores.shape) != expected:
             raise ValueError(f"the model gave scores of shape {tuple(scores.shape)} instead of {expected}")
-        # On a CPU numpy adds and compares faster than torch, and looks at the same memory.
-        yield from zip(batch, _host(scores) if str(device(scores)) == "cpu" else scores, strict=False)
+        if str(device(scores)) == "cpu":
+            # numpy adds and compares faster than torch, and looks at the same memory.
+            scores = _host(xp.astype(scores, xp.float32, copy=False))
+        yield from zip(batch, scores, strict=False)
 
 
 def _label_index(total: Array) -> NDArray[Any]:

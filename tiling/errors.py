@@ -5,5 +5,9 @@ class InputError(ValueError):
     """Input that cannot be used: one line with the file, the value and the fix."""
 
 
+class OutputError(RuntimeError):
+    """A result that is not what was computed; says what differs."""
+
+
 class BlockError(RuntimeError):
     """A block that could not be computed; names the block and the place in the image."""

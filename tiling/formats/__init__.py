@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tiling.errors import InputError
+from tiling.checks import difference
+from tiling.errors import InputError, OutputError
 from tiling.store import Store
 
 
@@ -24,6 +25,7 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
 
     Raises:
         InputError: where the ending, the array or the size does not fit, or there is no room.
+        OutputError: where what was written is not what the store holds.
     """
     out = Path(out)
     if name != "labels" and name not in store.outputs:
@@ -42,24 +44,28 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
     else:
         endings = ".tif" if raster else ".nii or .nii.gz"
         raise InputError(f"{out} has an ending that {store.path} cannot be written to; use {endings}")
-    try:
-        with _staging(out) as folder:
-            staged = write(store, folder / out.name, name)
-            files = [out.parent / f.name for f in staged]
-            # The image last: where it is, its side files are.
-            for file in reversed(staged):
-                file.replace(out.parent / file.name)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error
-    return files
+    with whole(out) as folder:
+        staged = write(store, folder / out.name, name)
+        if name == "labels" and (problem := difference(store, staged[0])) is not None:
+            raise OutputError(f"{out} was written wrongly: it {problem}; nothing is left of it")
+    return [out.parent / file.name for file in staged]
 
 
 @contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, gone afterwards: a file appears under its name whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out`; what is in it at the end takes its place there, `out` last. Nothing does after an error.
+
+    Raises:
+        InputError: where there is no room or no right to write.
+    """
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            yield folder
+            for file in sorted(folder.iterdir(), key=lambda f: f.name == out.name):
+                file.replace(out.parent / file.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error

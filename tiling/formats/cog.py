@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -14,7 +16,8 @@ from rasterio.windows import Window
 
 from tiling.box import Box
 from tiling.classes import ClassTable
-from tiling.sources.raster import GDAL_ENV
+from tiling.errors import InputError
+from tiling.sources.raster import GDAL_ENV, open_raster
 from tiling.store import SCALE, Store
 
 _TILE = 512
@@ -54,7 +57,13 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
             bigtiff="IF_SAFER",
             num_threads="ALL_CPUS",
         )
-    staged.unlink()
+    for file in out.parent.glob(f"{staged.stem}.*"):
+        file.unlink()
+    try:
+        open_raster(str(out))
+    except InputError as error:
+        # GDAL keeps quiet about a disk that fills up, and leaves an image that ends too early.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     side = out.with_name(out.name + ".aux.xml")
     return [out, side] if side.exists() else [out]
 
