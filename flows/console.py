@@ -29,8 +29,7 @@ def segment_with_progress(parameters: Parameters) -> Iterator[Report]:
     Raises:
         InputError, ModelError, BlockError: as the stages do.
     """
-    # All of them first: a bad last source is told before the first costs hours.
-    runs = [stages.prepare(source, parameters) for source in parameters.sources]
+    runs = stages.prepare(parameters)
     for run in runs:
         for warning in run.warnings:
             print(f"lmseg: note: {warning}", file=sys.stderr)

@@ -122,9 +122,9 @@ def _as_is(value: _R) -> _R:
     return cast(_R, quote(value))
 
 
-@_stage("prepare", "prepare {source}")
-def _prepare(source: str, parameters: Parameters) -> stages.Run:
-    return stages.prepare(source, parameters)
+@_stage("prepare", "prepare")
+def _prepare(parameters: Parameters) -> list[stages.Run]:
+    return stages.prepare(parameters)
 
 
 @_stage("segment", "segment {run.name} from block {blocks[0]}")
@@ -151,8 +151,7 @@ def _finish(run: stages.Run) -> stages.Report:
 def _run(key: str, parameters: Parameters) -> list[dict[str, Any]] | State[Any]:
     """Segment every source: its summaries in the order of the sources, or a Failed state for bad input."""
     try:
-        # All of them first: a bad last source ends the run before the first costs hours.
-        runs = [_prepare(source, _as_is(parameters)) for source in parameters.sources]
+        runs = _prepare(_as_is(parameters))
         with stages.workers(parameters) as executor:
             reports = _compute(key, runs, executor)
     except (InputError, ModelError) as error:

@@ -56,27 +56,19 @@ class Run:
         return self.parameters.output
 
 
-def prepare(source: str, parameters: Parameters) -> Run:
-    """Opens the image and the model, checks that they fit, and creates or resumes the store.
+def prepare(parameters: Parameters) -> list[Run]:
+    """Opens every image and the model, checks that they fit, then creates or resumes a store for each.
 
     Raises:
         InputError, ModelError: one line with the file, the value and the fix; nothing is left behind.
     """
-    start = time.perf_counter()
     _check_distinct(parameters.sources)
-    fit = _fit(source, parameters)
-    path = parameters.output / f"{stem(source)}.zarr"
+    # All of them before the first store is made: a bad last source must not cost hours, or leave the first one's.
+    fits = [_fit(source, parameters) for source in parameters.sources]
     _make_folder(parameters.output)
     # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
-    check_room(parameters.output, 2 * fit.grid.area.size // 8)
-    if parameters.fresh:
-        remove(path)
-    store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
-    warnings = []
-    if fit.image.space.ndim == 2 and not fit.image.space.crs:
-        warnings.append(f"{source} has no CRS; the results have none either")
-    seconds = time.perf_counter() - start
-    return Run(source, stem(source), fit.image, fit.predict, store, parameters, seconds, tuple(warnings))
+    check_room(parameters.output, sum(2 * fit.grid.area.size // 8 for fit in fits))
+    return [_begin(fit, parameters) for fit in fits]
 
 
 def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
@@ -106,14 +98,17 @@ def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
 class _Fit:
     """An image, a model and the grid on which they meet."""
 
+    source: str
     image: Source
     area: Area
     predict: Predict
     grid: Grid
     outputs: tuple[str, ...]
+    seconds: float
 
 
 def _fit(source: str, parameters: Parameters) -> _Fit:
+    start = time.perf_counter()
     # The image first: it is refused in a moment, the model takes seconds to load.
     image = open_image(source, parameters)
     area = area_of(image, parameters)
@@ -125,7 +120,17 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
     grid = choose_block(
         image, tile, parameters.overlap, len(predict.classes), parameters.memory, area=area, outputs=outputs
     )
-    return _Fit(image, area, predict, grid, outputs)
+    return _Fit(source, image, area, predict, grid, outputs, time.perf_counter() - start)
+
+
+def _begin(fit: _Fit, parameters: Parameters) -> Run:
+    path = parameters.output / f"{stem(fit.source)}.zarr"
+    if parameters.fresh:
+        remove(path)
+    store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
+    flat = fit.image.space.ndim == 2 and not fit.image.space.crs
+    warnings = (f"{fit.source} has no CRS; the results have none either",) if flat else ()
+    return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, warnings)
 
 
 def pending(run: Run) -> list[int]:

@@ -302,6 +302,10 @@ BAD: dict[str, tuple[Prepare, list[str]]] = {
         lambda t, f: [f["picture"], "-m", f["raster_model"], "--device", "cuda"],
         ["cuda"],
     ),
+    "a bad second source": (
+        lambda t, f: [f["picture"], str(t / "no.tif"), "-m", f["raster_model"]],
+        ["no.tif", "does not exist"],
+    ),
     "two of one name": (
         lambda t, f: [f["picture"], _cut(f["picture"], t / "picture.tif", 1)],
         ["picture", "rename"],

@@ -17,7 +17,7 @@ def _segmented(path: Path, crs: str | None, transform: Affine, model: str) -> Re
         path, "w", driver="GTiff", width=100, height=100, count=3, dtype="uint8", crs=crs, transform=transform
     ) as target:
         target.write(np.random.default_rng(0).integers(0, 255, (3, 100, 100)).astype(np.uint8))
-    run = stages.prepare(str(path), RegionParameters(sources=[str(path)], output=path.parent, model=model))
+    (run,) = stages.prepare(RegionParameters(sources=[str(path)], output=path.parent, model=model))
     stages.compute(run, stages.pending(run))
     return stages.finish(run)
 

@@ -131,7 +131,7 @@ def test_groups_and_a_lost_worker_do_not_show(
 ) -> None:
     """Four blocks in four groups on a cluster that loses a process: the labels of one block in this one."""
     with pytest.raises(InputError, match="--memory") as advice:
-        stages.prepare(str(scene), RegionParameters(sources=[str(scene)], output=tmp_path, memory="1MB"))
+        stages.prepare(RegionParameters(sources=[str(scene)], output=tmp_path, memory="1MB"))
     least = re.search(r"pass --memory (\w+)", str(advice.value))
     assert least is not None
     monkeypatch.setattr(segment, "_BLOCKS", 1)

@@ -15,7 +15,7 @@ from tiling.store import Store
 
 
 def _segment(parameters: Parameters, blocks: list[int] | None = None) -> stages.Run:
-    run = stages.prepare(parameters.sources[0], parameters)
+    (run,) = stages.prepare(parameters)
     with stages.workers(parameters) as executor:
         stages.compute(run, stages.pending(run) if blocks is None else blocks, executor)
     return run
@@ -121,12 +121,12 @@ def test_a_volume_is_segmented_the_same_in_any_voxel_order(volume_model: str, tm
 def test_prepare_does_not_touch_the_disk_for_bad_input(picture: str, tmp_path: Path) -> None:
     parameters = RegionParameters(sources=[picture], output=tmp_path / "out", model="land-cover-tiny")
     with pytest.raises(InputError, match="3 bands, but the model expects 6"):
-        stages.prepare(picture, parameters)
+        stages.prepare(parameters)
     assert not (tmp_path / "out").exists()
 
 
 def test_finish_refuses_an_unfinished_run(picture: str, raster_model: str, tmp_path: Path) -> None:
-    run = stages.prepare(picture, RegionParameters(sources=[picture], output=tmp_path, model=raster_model))
+    (run,) = stages.prepare(RegionParameters(sources=[picture], output=tmp_path, model=raster_model))
     with pytest.raises(InputError, match="still lacks 1 of 1 blocks"):
         stages.finish(run)
     assert {p.name for p in tmp_path.iterdir()} == {"picture.zarr"}
