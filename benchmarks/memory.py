@@ -1,10 +1,10 @@
-"""Peak memory of `lmseg segment` on a small and a large input of the same kind.
+"""Peak memory of segmenting a small and a large input of the same kind.
 
     python benchmarks/memory.py DUBAI/tile_7 --folder SCRATCH
 
-Rasters are made by repeating the mosaic of the nine image parts in DUBAI/tile_7, volumes by repeating noise. The model
-is a U-Net of a few dozen weights, which costs next to nothing; what it segments means nothing. Prints a table and, with
-`--json FILE`, writes it.
+Rasters are made by repeating the mosaic of the nine image parts in DUBAI/tile_7, volumes by repeating noise. Each is
+segmented in a process of its own, by the stages that `lmseg segment` runs, with a model that costs next to nothing: it
+compares the first band with a few thresholds. Prints a table and, with `--json FILE`, writes it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import Affine
 
-from lmseg_core.config import LMSegConfig
-from lmseg_core.model import LMSegForSemanticSegmentation
-from lmseg_core.processor import LMSegImageProcessor
+import tiling
+from flows import stages
+from flows.parameters import RegionParameters, VolumeParameters
+from tiling.budget import choose_block
 
 RASTERS = (6_000, 24_000)
 VOLUMES = ((256, 256, 256), (1024, 512, 512))
@@ -73,28 +75,59 @@ def write_volume(path: Path, shape: tuple[int, int, int]) -> None:
             stream.write(np.roll(plane, z, axis=1).tobytes())
 
 
-def write_model(path: Path, ndim: int) -> None:
-    """A network of one convolution a stage and two channels, untrained."""
-    config = LMSegConfig(
-        ndim=ndim,
-        in_channels=3 if ndim == 2 else 1,
-        widths=(2, 2),
-        id2label={i: f"class {i}" for i in range(6 if ndim == 2 else 3)},
-    )
-    LMSegForSemanticSegmentation(config).save_pretrained(path)
-    channels = config.in_channels
-    LMSegImageProcessor(mode="fixed", image_mean=[128.0] * channels, image_std=[64.0] * channels).save_pretrained(path)
+@dataclass(frozen=True)
+class Thresholds:
+    """A model that scores how far the first band lies from the middle of each of `n` levels."""
+
+    ndim: int
+    channels: int
+    n: int
+    batch: int = 2
+    digest: str = "thresholds"
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        return (256, 256) if self.ndim == 2 else (40, 48, 40)
+
+    @property
+    def classes(self) -> list[tuple[int, str, str, None]]:
+        return [(i, f"level {i}", f"#{40 * i:02x}8060", None) for i in range(self.n)]
+
+    def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:
+        return values
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        first = batch[:, :1].astype(np.float32)
+        levels = np.linspace(0, 255, self.n, dtype=np.float32).reshape(-1, *[1] * self.ndim)
+        return -np.abs(first - levels)
 
 
-def measure(source: Path, model: Path, out: Path) -> dict[str, Any]:
-    """Runs `lmseg segment` and reads peak resident memory off the operating system's record of the process."""
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(source)]
+def segment(source: Path, out: Path) -> None:
+    """What `lmseg segment` does, with `Thresholds` for a model."""
+    import lmseg_core.predictor  # noqa: F401  # its libraries are part of the command's memory
+
+    kind = VolumeParameters if source.name.endswith(".gz") else RegionParameters
+    parameters = kind(sources=[str(source)], output=out)
+    image = stages.open_image(str(source), parameters)
+    model = Thresholds(image.space.ndim, image.channels, 6 if image.space.ndim == 2 else 3)
+    area = stages.area_of(image, parameters)
+    grid = choose_block(image, model.tile, 0.25, model.n, parameters.memory, area=area)
+    out.mkdir()
+    store = tiling.create(out / "run.zarr", image, grid, model)
+    run = stages.Run(str(source), "run", image, model, store, parameters, 0.0, ())
+    stages.compute(run, stages.pending(run))
+    stages.finish(run)
+
+
+def measure(source: Path, out: Path) -> dict[str, Any]:
+    """Peak resident memory of one segmentation, from the operating system's record of its process."""
+    shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    process = subprocess.Popen([*command, "-m", str(model), "-o", str(out), "--fresh"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, __file__, "--segment", str(source), "--folder", str(out)])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"lmseg segment {source} failed")
-    report = json.loads((out / f"{source.name.split('.')[0]}.run.json").read_text())
+        raise SystemExit(f"segmenting {source} failed")
+    report = json.loads((out / "run.run.json").read_text())
     return {
         "input": source.name,
         "wall_s": round(time.perf_counter() - start, 1),
@@ -105,37 +138,38 @@ def measure(source: Path, model: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def cases(folder: Path, dubai: Path) -> Iterator[tuple[Path, Path]]:
-    """(input, model) small and large, rasters first."""
-    models = {ndim: folder / f"model{ndim}d" for ndim in (2, 3)}
-    for ndim, path in models.items():
-        write_model(path, ndim)
+def inputs(folder: Path, dubai: Path) -> Iterator[Path]:
+    """Small and large, rasters first."""
     pattern = mosaic(dubai)
     for side in RASTERS:
         path = folder / f"raster{side}.tif"
         if not path.exists():
             write_raster(path, side, pattern)
-        yield path, models[2]
+        yield path
     for shape in VOLUMES:
         path = folder / f"volume{shape[0]}.nii.gz"
         if not path.exists():
             write_volume(path, shape)
-        yield path, models[3]
+        yield path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dubai", type=Path, help="folder tile_7 of the Dubai data set")
+    parser.add_argument("dubai", type=Path, nargs="?", help="folder tile_7 of the Dubai data set")
     parser.add_argument("--folder", type=Path, default=Path("memory-benchmark"), help="where inputs and results go")
     parser.add_argument("--json", type=Path, help="write the table here too")
+    parser.add_argument("--segment", type=Path, help="segment this one input only, into --folder")
     arguments = parser.parse_args()
+    if arguments.segment is not None:
+        segment(arguments.segment, arguments.folder)
+        return
+    if arguments.dubai is None:
+        parser.error("the folder of the Dubai tile is missing")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for source, model in cases(arguments.folder, arguments.dubai):
-        out = arguments.folder / "out"
-        rows.append(measure(source, model, out))
+    for source in inputs(arguments.folder, arguments.dubai):
+        rows.append(measure(source, arguments.folder / "out"))
         print(json.dumps(rows[-1]), flush=True)
-        shutil.rmtree(out)
     for small, large in (rows[:2], rows[2:]):
         growth = large["peak_mib"] / small["peak_mib"] - 1
         print(f"{small['input']} -> {large['input']}: {small['peak_mib']} -> {large['peak_mib']} MiB, {growth:+.1%}")

@@ -87,7 +87,7 @@ class Predictor:
         return type(self)(source, device, Statistics(tuple(map(float, mean)), tuple(map(float, std))))
 
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Tensor:
-        """Bring a raw block (C, *S) to the device in its own dtype.
+        """Bring a raw block (C, *S) to the device in its own dtype; `values` may be changed on the way.
 
         Pixels outside `valid` (*S), and NaN and infinities anywhere, become the mean of their band, which
         normalises to about zero. Raises ModelError on another number of bands or axes.
@@ -97,15 +97,14 @@ class Predictor:
                 f"{self._arguments[0]} expects {self.channels} bands ({', '.join(self.bands)}) over "
                 f"{self.ndim} axes; the block has shape {values.shape}. Select the bands or another model."
             )
-        mean = self._bound().mean
         values = values.astype(values.dtype.newbyteorder("="), copy=not values.flags.writeable)
-        bad = np.zeros(values.shape, bool) if valid is None else np.broadcast_to(~valid, values.shape)
-        if values.dtype.kind == "f":
-            bad = bad | ~np.isfinite(values)
-        if bad.any():
-            fill = np.asarray(mean) if values.dtype.kind == "f" else np.rint(mean)
-            fill = fill.astype(values.dtype).reshape(-1, *[1] * self.ndim)
-            values = np.where(bad, fill, values)
+        invalid = None if valid is None or valid.all() else ~valid
+        # Band by band: a block is many megabytes, and a mask of all bands would be as many again.
+        for band, mean in zip(values, self._bound().mean, strict=True):
+            if values.dtype.kind == "f":
+                band[~np.isfinite(band)] = mean
+            if invalid is not None:
+                band[invalid] = mean if values.dtype.kind == "f" else np.rint(mean)
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
     def __call__(self, batch: Tensor) -> Tensor:

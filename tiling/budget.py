@@ -112,7 +112,7 @@ def choose_block(
     area: Area,
     outputs: tuple[str, ...] = (),
 ) -> Grid:
-    """The grid with the largest square or cubic blocks that fit `memory` bytes.
+    """The grid with the largest blocks that fit `memory` bytes.
 
     The side does not depend on the image, nor then does the memory that a run takes.
 
@@ -123,7 +123,7 @@ def choose_block(
     chunk, ndim = CHUNK[len(shape)], len(shape)
     longest = max(_LONGEST[ndim], min(_LONGEST_TILES[ndim] * max(tile), 4 * _LONGEST[ndim]))
     for side in range(longest // chunk * chunk, 0, -chunk):
-        grid = Grid.regular(shape, tile, overlap, side, area.box)
+        grid = Grid.regular(shape, tile, overlap, _block(side, ndim, chunk), area.box)
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:
             return grid
@@ -132,6 +132,11 @@ def choose_block(
         f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
         f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
     )
+
+
+def _block(side: int, ndim: int, chunk: int) -> tuple[int, ...]:
+    """Taller than wide in 2D: the sums that are held of a block grow with its width alone."""
+    return (side, max(chunk, 3 * side // 4 // chunk * chunk)) if ndim == 2 else (side,) * ndim
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -17,8 +17,8 @@ class Pixels(NamedTuple):
     """What was read of a box.
 
     Attributes:
-        values: (C, *S) in the source's own dtype; finite wherever `valid`.
-        valid: bool (*S), False where the source holds no data.
+        values: (C, *S) in the source's own dtype; finite wherever `valid`. The reader's to change.
+        valid: bool (*S), False where the source holds no data; may be read-only.
         nonfinite: pixels that held NaN or infinity in some band without being nodata.
     """
 
@@ -74,17 +74,24 @@ def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | N
     return open_raster(name, bands)
 
 
+def all_valid(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A read-only mask of nothing missing, which takes no memory."""
+    return np.broadcast_to(np.True_, shape)
+
+
 def mask_nonfinite(values: NDArray[Any], valid: NDArray[np.bool_]) -> Pixels:
     """Masks pixels that are NaN or infinite in any band, and zeroes them.
 
     Args:
         values: (C, *S), changed in place.
-        valid: bool (*S), changed in place.
+        valid: bool (*S).
     """
     if values.dtype.kind != "f":
         return Pixels(values, valid, 0)
-    finite = np.isfinite(values).all(axis=0)
-    nonfinite = int(np.count_nonzero(valid & ~finite))
-    valid &= finite
+    finite = np.ones(valid.shape, bool)
+    for band in values:
+        finite &= np.isfinite(band)
+    if finite.all():
+        return Pixels(values, valid, 0)
     values[:, ~finite] = 0
-    return Pixels(values, valid, nonfinite)
+    return Pixels(values, valid & finite, int(np.count_nonzero(valid & ~finite)))

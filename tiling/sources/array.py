@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, mask_nonfinite
+from tiling.sources import Pixels, all_valid, mask_nonfinite
 from tiling.space import Space
 
 
@@ -61,7 +61,7 @@ class ArraySource:
     def read(self, box: Box) -> Pixels:
         """A copy of the box: the engine may write into it."""
         values = np.array(self.values[(slice(None), *box.slices)])
-        valid = np.ones(box.shape, bool)
+        valid = all_valid(box.shape)
         if self.nodata is not None:
             valid = ~(values == self.nodata).all(axis=0)
         return mask_nonfinite(values, valid)

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, mask_nonfinite
+from tiling.sources import Pixels, all_valid, mask_nonfinite
 from tiling.sources.fingerprint import fingerprint
 from tiling.space import Space
 
@@ -73,7 +73,7 @@ class RasterSource:
         (y, x), (height, width) = box.start, box.shape
         window = Window(x, y, width, height)
         values = np.empty((self.channels, *box.shape), self.dtype)
-        valid = np.ones(box.shape, bool)
+        valid = all_valid(box.shape)
         try:
             for number in range(len(self.files)):
                 channels = [c for c, (file, _) in enumerate(self.bands) if file == number]
@@ -86,21 +86,20 @@ class RasterSource:
                     else:
                         values[channels] = dataset.read(numbers, window=window)
                     if _own_mask(dataset):
-                        valid &= dataset.dataset_mask(window=window) > 0
+                        valid = valid & (dataset.dataset_mask(window=window) > 0)
         except RasterioError as error:
             place = f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}: {_reason(error)}"
             if any(_remote(f) for f in self.files):
                 raise ConnectionError(f"{place}; run again to resume") from error
             raise InputError(f"{place}; fetch or write the file again") from error
-        if any(v is not None for v in self.nodata):
-            valid &= ~self._missing(values)
+        if all(v is not None for v in self.nodata):
+            valid = valid & ~self._missing(values)
         return mask_nonfinite(values, valid)
 
     def _missing(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         missing = np.ones(values.shape[1:], bool)
         for band, nodata in zip(values, self.nodata, strict=True):
-            if nodata is None:
-                return np.zeros_like(missing)
+            assert nodata is not None
             missing &= np.isnan(band) if np.isnan(nodata) else band == np.float64(nodata).astype(self.dtype)
         return missing
 

@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, mask_nonfinite
+from tiling.sources import Pixels, all_valid, mask_nonfinite
 from tiling.sources.fingerprint import fingerprint
 from tiling.space import Forms, Space
 
@@ -55,7 +55,7 @@ class VolumeSource:
             raise InputError(
                 f"{self.uri} cannot be read at planes {z0}..{z1}: {reason}; fetch or write the file again"
             ) from error
-        return mask_nonfinite(values, np.ones(box.shape, bool))
+        return mask_nonfinite(values, all_valid(box.shape))
 
 
 @lru_cache(maxsize=4)
