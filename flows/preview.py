@@ -15,6 +15,7 @@ from tiling.sources.raster import RasterSource
 
 _SIDE = 640  # pixels of a panel's longer side
 _LOOK = 2048  # pixels of the image that are read for it, a side
+_SLAB = 64  # planes of labels that are looked at together
 _GAP = 16
 _LINE = 26
 _OPACITY = 0.55
@@ -48,26 +49,38 @@ def _raster_panels(image: Source, store: Store) -> tuple[Picture, Picture]:
 
 
 def _volume_panels(image: Source, store: Store) -> list[tuple[Picture, Picture]]:
-    box = _middle(store.area.box)
-    pixels = image.read(box)
-    labels = store.read(box.relative(store.area.box.start))
-    grey = _stretched(pixels.values[[0, 0, 0]], pixels.valid)
-    found = (labels != 0) & (labels != store.classes.nodata)
     spacing = store.space.spacing
     panels = []
-    for axis in range(3):
+    for axis, index in enumerate(_fullest_planes(store)):
         others = tuple(a for a in range(3) if a != axis)
-        best = int(found.sum(axis=others).argmax()) if found.any() else labels.shape[axis] // 2
-        plane = np.take(grey, best, axis=axis)
-        drawn = _overlay(plane, np.take(labels, best, axis=axis), store.classes, _OPACITY, transparent=0)
-        height, width = (labels.shape[a] * spacing[a] for a in others)
+        start, stop = [0, 0, 0], list(store.area.box.shape)
+        start[axis], stop[axis] = index, index + 1
+        box = Box(tuple(start), tuple(stop))
+        pixels = image.read(box.shift(store.area.box.start))
+        plane = _stretched(pixels.values[[0, 0, 0]], pixels.valid).squeeze(axis)
+        drawn = _overlay(plane, store.read(box).squeeze(axis), store.classes, _OPACITY, transparent=0)
+        height, width = (box.shape[a] * spacing[a] for a in others)
         scale = _SIDE / 2 / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         # Index 0 is the bottom of a volume and the top of a picture.
-        panels.append(
-            tuple(np.asarray(Image.fromarray(p[::-1]).resize(size, Image.Resampling.NEAREST)) for p in (plane, drawn))
+        grey, coloured = (
+            np.asarray(Image.fromarray(p[::-1]).resize(size, Image.Resampling.NEAREST)) for p in (plane, drawn)
         )
-    return [(a, b) for a, b in panels]
+        panels.append((grey, coloured))
+    return panels
+
+
+def _fullest_planes(store: Store) -> list[int]:
+    """The plane along each axis with the most labels that are not background; the middle where there are none."""
+    shape = store.area.box.shape
+    counts = [np.zeros(n, np.int64) for n in shape]
+    for box in Box.whole(shape).split((_SLAB, *shape[1:])):
+        labels = store.read(box)
+        found = (labels != 0) & (labels != store.classes.nodata)
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            counts[axis][box.slices[axis]] += found.sum(axis=others)
+    return [int(c.argmax()) if c.any() else len(c) // 2 for c in counts]
 
 
 def _middle(box: Box) -> Box:
@@ -106,7 +119,7 @@ def _overlay(
 
 def _caption(store: Store) -> str:
     shape = store.area.box.shape
-    shown = _middle(store.area.box).shape
+    shown = _middle(store.area.box).shape if len(shape) == 2 else shape
     whole = " x ".join(map(str, shape))
     return whole if shown == shape else f"the middle {' x '.join(map(str, shown))} of {whole}"
 

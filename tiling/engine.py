@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tiling.blend import blend
 from tiling.box import Box
 from tiling.errors import BlockError, InputError
+from tiling.heap import give_back
 from tiling.predict import Array, Predict
 from tiling.sources import Pixels, Source
 from tiling.store import SCALE, STEPS, Answer, Store
@@ -106,12 +107,19 @@ def run_blocks(
 
 
 def compute_block(source: Source, predict: Predict, store: Store, number: int) -> BlockReport:
-    """Reads, predicts and writes one block; doing it again changes nothing.
+    """Reads, predicts and writes one block, and gives back its memory; doing it again changes nothing.
 
     Raises:
         InputError: where the block cannot be read, or there is no room to write it.
         BlockError: where the model fails or gives scores of the wrong shape or not finite.
     """
+    try:
+        return _compute(source, predict, store, number)
+    finally:
+        give_back()
+
+
+def _compute(source: Source, predict: Predict, store: Store, number: int) -> BlockReport:
     grid = store.grid
     block = grid.block_box(number)
     clock = [time.perf_counter()]
@@ -134,6 +142,7 @@ def compute_block(source: Source, predict: Predict, store: Store, number: int) -
             raise BlockError(f"{place} failed: {type(error).__name__}: {error}") from error
     clock.append(time.perf_counter())
     nonfinite = pixels.nonfinite and _count_nonfinite(source, block)
+    del pixels  # the other thread reads its next block while this one writes
     try:
         store.write(number, answer)
         clock.append(time.perf_counter())

@@ -28,7 +28,7 @@ from tiling.space import Space
 
 # GDAL would keep 5 % of the machine's memory as block cache; one row of blocks is all that reading by boxes reuses.
 GDAL_ENV: dict[str, Any] = {
-    "GDAL_CACHEMAX": 64 * 2**20,
+    "GDAL_CACHEMAX": 32 * 2**20,
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "1",
 }
