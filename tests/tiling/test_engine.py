@@ -1,65 +1,23 @@
 """Whole runs: read, predict, blend, write."""
 
-import json
 import pickle
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.features import geometry_mask
 
 import tiling
-from tests.tiling.files import NORTH_UP, UTM, write_tiff, write_volume
-from tests.tiling.predictors import Constant, Cropping, Identity, Mixing, Picture, Raising, Spoiling
-from tests.tiling.refusals import refused
+from tests.tiling.files import write_tiff
+from tests.tiling.predictors import Identity, Mixing
+from tests.tiling.runs import EVERYTHING, again, image_of, maps, one_hot, run, same
 from tests.tiling.strategies import boxes, grids
-from tiling import ArraySource, BlockError, Box, Grid
+from tiling import ArraySource, Box, Grid
 from tiling.engine import compute_block
-from tiling.store import Store
-
-EVERYTHING = ("probability", "uncertainty")
-
-
-def one_hot(labels: np.ndarray, n: int) -> np.ndarray:
-    return (labels == np.arange(n).reshape(-1, *(1,) * labels.ndim)).astype(np.uint8)
-
-
-def image_of(shape, seed=0, bands=2) -> ArraySource:
-    return ArraySource(np.random.default_rng(seed).integers(0, 256, (bands, *shape)).astype(np.uint8))
-
-
-def run(source, grid, predict, folder, *, executor=None, name="run.zarr", **options) -> Store:
-    store = tiling.create(f"{folder}/{name}", source, grid, predict, **options)
-    tiling.segment(source, predict, store, executor=executor)
-    assert store.pending() == []
-    return store
-
-
-def maps(store: Store) -> dict[str, np.ndarray]:
-    whole = Box.whole(store.area.box.shape)
-    return {name: store.read(whole, name) for name in ("labels", *store.outputs)}
-
-
-def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def again(grid: Grid, block, area: Box | None = None) -> Grid:
-    """The same tiles in other blocks, over another area."""
-    area = area or grid.area
-    return Grid(
-        tuple(
-            tiling.Axis(a.extent, a.tile, a.step, b, start, stop)
-            for a, b, start, stop in zip(grid.axes, block, area.start, area.stop, strict=True)
-        )
-    )
-
 
 # --- a model that returns its input ---
 
@@ -262,198 +220,8 @@ def test_many_blocks_are_never_all_in_flight(tmp_path):
     assert max(most) <= 64
 
 
-# --- no data ---
-
-
-def test_pixels_without_data_get_255_whatever_the_model_says(tmp_path):
-    values = np.random.default_rng(0).integers(1, 200, (3, 70, 80)).astype(np.uint8)
-    values[:, 10:30, 20:50] = 0
-    values[:, 60:] = 0
-    file = write_tiff(tmp_path / "a.tif", values, nodata=0)
-    source, grid = tiling.open(file), Grid.regular((70, 80), 16, 0.25, 32)
-    store = run(source, grid, Constant(3, grid.tile), tmp_path, outputs=EVERYTHING)
-    missing = (values == 0).all(axis=0)
-    found = maps(store)
-    assert np.array_equal(found["labels"], np.where(missing, 255, 1))
-    assert np.array_equal(found["probability"][1], np.where(missing, 255, 254))
-    assert np.array_equal(found["uncertainty"], np.where(missing, 255, 0))
-    assert store.counts().sum(axis=0)[:4].tolist() == [0, int((~missing).sum()), int(missing.sum()), 0]
-
-
-@pytest.mark.parametrize("kind", ["nan tag", "mask", "alpha"])
-def test_every_way_to_say_no_data_is_heard(tmp_path, kind):
-    mask = np.random.default_rng(3).random((70, 80)) < 0.6
-    values = np.random.default_rng(0).integers(1, 200, (3, 70, 80)).astype(np.uint8)
-    file = tmp_path / "a.tif"
-    if kind == "nan tag":
-        write_tiff(file, np.where(mask, values, np.nan).astype(np.float32), nodata=np.nan)
-    elif kind == "mask":
-        write_tiff(file, values, mask=mask)
-    else:
-        write_tiff(file, np.concatenate([values, 255 * mask[None]]).astype(np.uint8), photometric="RGB", alpha="YES")
-    source, grid = tiling.open(file), Grid.regular((70, 80), 16, 0.25, 32)
-    store = run(source, grid, Constant(3, grid.tile), tmp_path)
-    assert np.array_equal(maps(store)["labels"], np.where(mask, 1, 255))
-    assert store.counts().sum(axis=0)[:4].tolist() == [0, int(mask.sum()), int((~mask).sum()), 0]
-
-
-@pytest.mark.parametrize("block", [(70, 80), (16, 16), (33, 7)])
-def test_nan_and_infinity_are_masked_and_counted_once_though_many_tiles_and_blocks_see_them(tmp_path, block):
-    values = np.random.default_rng(0).normal(size=(2, 70, 80)).astype(np.float32)
-    spoilt = np.random.default_rng(1).random((70, 80)) < 0.05
-    values[0][spoilt] = np.nan
-    values[1, 3, 4], spoilt[3, 4] = -np.inf, True
-    source, grid = ArraySource(values), Grid.regular((70, 80), 16, 0.5, block)
-    reports = []
-    store = tiling.create(tmp_path / "a.zarr", source, grid, Constant(2, grid.tile))
-    tiling.segment(source, Constant(2, grid.tile), store, on_block=reports.append)
-    assert np.array_equal(maps(store)["labels"], np.where(spoilt, 255, 1))
-    assert sum(r.nonfinite for r in reports) == store.counts()[:, -2].sum() == spoilt.sum()
-
-
-def test_spoilt_voxels_of_a_volume_are_masked(tmp_path):
-    values = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
-    values[2:5, 3, 4] = np.inf
-    source = tiling.open(write_volume(tmp_path / "a.nii.gz", values))
-    grid = Grid.regular(source.space.shape, 4, 0.25, 5)
-    store = run(source, grid, Constant(1, grid.tile), tmp_path)
-    assert np.array_equal(maps(store)["labels"], np.where(np.isfinite(values).T, 1, 255))
-
-
-def test_tiles_without_a_wanted_pixel_are_not_predicted(tmp_path):
-    values = np.zeros((1, 64, 64), np.uint8)
-    values[0, 40:44, 8:12] = 5
-    source = ArraySource(values, nodata=0)
-    grid = Grid.regular((64, 64), 16, 0, 32)
-    reports = []
-    store = tiling.create(tmp_path / "a.zarr", source, grid, Constant(1, grid.tile))
-    tiling.segment(source, Constant(1, grid.tile), store, on_block=reports.append)
-    assert sum(r.tiles for r in reports) == store.counts()[:, -1].sum() == 1
-    assert np.count_nonzero(maps(store)["labels"] == 1) == 16
-
-
-@settings(max_examples=8)
-@given(st.integers(0, 999), st.integers(20, 70), st.integers(20, 80))
-def test_only_pixels_inside_polygons_are_answered_and_as_without_them(seed, height, width):
-    points = np.random.default_rng(seed).uniform((2, 2), (78, 68), (5, 2))
-    ring = [NORTH_UP @ tuple(p) for p in points]
-    polygon = {"type": "Polygon", "coordinates": [[*ring, ring[0]]], "crs": {"properties": {"name": UTM}}}
-    expected = geometry_mask([polygon], (70, 80), NORTH_UP, invert=True)
-    space = tiling.Space((70, 80), (tuple(NORTH_UP[:3]), tuple(NORTH_UP[3:6])), _wkt())
-    source = ArraySource(image_of((70, 80)).values, space)
-    area = tiling.area_of_geojson(space, json.dumps(polygon))
-    predict = Mixing(2, (16, 16))
-    grid = Grid.regular((70, 80), 16, 0.25, (height, width), area.box)
-    with TemporaryDirectory() as folder:
-        whole = maps(run(source, Grid.regular((70, 80), 16, 0.25), predict, folder, name="whole.zarr"))["labels"]
-        labels = maps(run(source, grid, predict, folder, area=area))["labels"]
-    assert np.array_equal(labels, np.where(expected, whole, 255)[area.box.slices])
-
-
-def _wkt() -> str:
-    from rasterio.crs import CRS
-
-    return CRS.from_user_input(UTM).to_wkt()
-
-
-def test_more_classes_than_a_byte_holds(tmp_path):
-    labels = np.random.default_rng(0).integers(0, 300, (40, 50)).astype(np.uint16)
-    source, grid = ArraySource(labels[None]), Grid.regular((40, 50), 8, 0.25, 20)
-    store = run(source, grid, Picture(1, grid.tile, n_classes=300), tmp_path)
-    assert maps(store)["labels"].dtype == np.uint16
-    assert np.array_equal(maps(store)["labels"], labels)
-    assert np.array_equal(store.counts()[:, :300].sum(axis=0), np.bincount(labels.ravel(), minlength=300))
-
-
-def test_class_values_need_not_be_numbered_from_zero(tmp_path):
-    class Named(Identity):
-        @property
-        def classes(self):
-            return [(7, "water", "#0000ff", None), (3, "ice", "#ffffff", None), (250, "rock", "#888888", None)]
-
-    labels = np.random.default_rng(1).integers(0, 3, (40, 50))
-    grid = Grid.regular((40, 50), 16, 0.4, 21)
-    store = run(ArraySource(one_hot(labels, 3)), grid, Named(3, grid.tile), tmp_path)
-    assert np.array_equal(maps(store)["labels"], np.array([7, 3, 250])[labels])
-    assert np.array_equal(store.counts().sum(axis=0)[:3], np.bincount(labels.ravel()))
-
-
-# --- failure ---
-
-
-def spotted() -> ArraySource:
-    """A picture that `Raising` fails on in one corner."""
-    values = np.random.default_rng(0).integers(0, 100, (2, 64, 64)).astype(np.uint8)
-    values[0, 40, 50] = 200
-    return ArraySource(values)
-
-
-@pytest.mark.parametrize("where", ["threads", "processes"])
-def test_a_model_that_fails_names_the_block_and_the_others_are_finished(tmp_path, workers, where):
-    source, grid = spotted(), Grid.regular((64, 64), 16, 0, 16)
-    store = tiling.create(tmp_path / "a.zarr", source, grid, Raising(2, grid.tile, batch=1))
-    executor = workers if where == "processes" else None
-    with pytest.raises(BlockError, match=r"block 11 at \(32, 48\)\.\.\(48, 64\) of array.*the device is on fire"):
-        tiling.segment(source, Raising(2, grid.tile, batch=1), store, executor=executor)
-    assert store.pending() == [11]
-    computed = []
-    tiling.segment(source, Identity(2, grid.tile), store, on_block=lambda r: computed.append(r.block))
-    assert computed == [11]
-    assert np.array_equal(maps(store)["labels"], source.values.argmax(axis=0))
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (Cropping, "shape (3, 2, 16, 15) instead of (3, 2, 16, 16)"),
-        (Spoiling, "not finite"),
-        (lambda *a: Spoiling(*a, value=float("inf")), "not finite"),
-        (lambda *a: Spoiling(*a, value=float("-inf")), "not finite"),
-    ],
-)
-def test_scores_that_cannot_be_used_fail_the_block(tmp_path, model, words):
-    source, grid = spotted(), Grid.regular((64, 64), 16, 0.25, 64)
-    predict = model(2, grid.tile)
-    store = tiling.create(tmp_path / "a.zarr", source, grid, predict)
-    with pytest.raises(BlockError) as caught:
-        tiling.segment(source, predict, store)
-    assert words in str(caught.value)
-    assert "block 0" in str(caught.value)
-    assert store.pending() == [0]
-
-
-def test_an_error_survives_the_way_back_from_a_worker():
-    error = pickle.loads(pickle.dumps(BlockError("block 3 failed")))
-    assert str(error) == "block 3 failed"
-
-
-def test_a_file_that_becomes_unreadable_stops_the_run_with_one_line(tmp_path):
-    file = write_tiff(tmp_path / "a.tif", np.ones((2, 64, 64), np.uint8))
-    source, grid = tiling.open(file), Grid.regular((64, 64), 16, 0, 16)
-    store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
-    tiling.run_blocks(source, Identity(2, grid.tile), store, [0])
-    file.write_bytes(file.read_bytes()[:600])
-    with refused(file, "cannot be read at rows", "again"):
-        tiling.segment(source, Identity(2, grid.tile), store)
-    assert store.pending()
-
-
 def test_tasks_are_small_enough_to_send(tmp_path):
     file = write_tiff(tmp_path / "a.tif", np.ones((2, 64, 64), np.uint8))
     source, grid = tiling.open(file), Grid.regular((64, 64), 16, 0, 16)
     store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
     assert len(pickle.dumps((source, Identity(2, grid.tile), store))) < 10_000
-
-
-def test_reports_tell_what_was_done(tmp_path):
-    source, grid = spotted(), Grid.regular((64, 64), 16, 0.25, 32)
-    reports = []
-    store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
-    tiling.segment(source, Identity(2, grid.tile), store, on_block=reports.append)
-    assert sorted(r.block for r in reports) == list(range(grid.n_blocks))
-    assert sum(r.tiles for r in reports) == grid.n_tiles
-    for report in islice(reports, 3):
-        assert set(report.seconds) == {"read", "wait", "predict", "write"}
-        assert all(s >= 0 for s in report.seconds.values())
-    for step, total in store.seconds().items():
-        assert np.isclose(total, sum(r.seconds[step] for r in reports))

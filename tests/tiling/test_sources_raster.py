@@ -1,9 +1,6 @@
 """Rasters as GDAL and rasterio see them."""
 
 import pickle
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -15,17 +12,12 @@ from rasterio.enums import ColorInterp
 
 import tiling
 from tests.tiling.files import NORTH_UP, TRANSFORMS, write_tiff
+from tests.tiling.rasters import SHAPE, WHOLE, noise
 from tests.tiling.refusals import refused
 from tests.tiling.strategies import boxes
 from tiling.box import Box
 
-SHAPE = (150, 170)
-WHOLE = Box.whole(SHAPE)
 DTYPES = ["uint8", "int8", "uint16", "int16", "int32", "float32"]
-
-
-def noise(bands: int = 3, dtype: str = "uint8", shape: tuple[int, int] = SHAPE, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 120, (bands, *shape)).astype(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -289,74 +281,6 @@ def test_an_alpha_band_is_a_mask_and_no_channel(tmp_path):
     assert np.array_equal(tiling.open(file, bands=(2,)).read(WHOLE).valid, values[3] > 0)
 
 
-# --- over the network ---
-
-
-class _Ranged(SimpleHTTPRequestHandler):
-    """Serves parts of files, as object stores do."""
-
-    def do_GET(self):
-        path = self.translate_path(self.path)
-        try:
-            with open(path, "rb") as stream:
-                content = stream.read()
-        except OSError:
-            self.send_error(404)
-            return
-        asked = self.headers.get("Range")
-        first, last = 0, len(content) - 1
-        if asked:
-            low, high = asked.removeprefix("bytes=").split("-")
-            first, last = int(low), min(int(high or last), last)
-        self.send_response(206 if asked else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(last - first + 1))
-        if asked:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.end_headers()
-        self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def web(tmp_path, monkeypatch):
-    """The address under which `tmp_path` is served."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranged, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_an_address_reads_like_the_file_behind_it(tmp_path, web):
-    values = noise()
-    write_tiff(tmp_path / "a.tif", values, driver="COG")
-    source = tiling.open(f"{web}/a.tif")
-    box = Box((20, 30), (90, 100))
-    assert np.array_equal(source.read(box).values, values[(slice(None), *box.slices)])
-    assert source.space == tiling.open(tmp_path / "a.tif").space
-    assert tiling.open(f"{web}/a.tif").fingerprint == source.fingerprint
-
-
-def test_a_missing_address_is_refused(web):
-    with refused(f"{web}/nothing.tif", "404"):
-        tiling.open(f"{web}/nothing.tif")
-
-
-def test_a_server_that_goes_away_is_no_bad_input(tmp_path, web):
-    write_tiff(tmp_path / "b.tif", noise(shape=(2000, 2000)), tiled=True)
-    source = tiling.open(f"{web}/b.tif")
-    (tmp_path / "b.tif").unlink()
-    with pytest.raises(ConnectionError, match="run again to resume"):
-        source.read(Box((1900, 1900), (2000, 2000)))
-
-
 # --- fingerprints ---
 
 
@@ -367,95 +291,3 @@ def test_the_fingerprint_changes_with_the_bytes_and_the_choice_of_bands(tmp_path
     assert tiling.open(file, bands=(1, 2)).fingerprint != first
     write_tiff(file, noise(seed=1))
     assert tiling.open(file).fingerprint != first
-
-
-# --- bad input ---
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with refused(tmp_path / "no.tif", "does not exist", "check the path"):
-        tiling.open(tmp_path / "no.tif")
-    a = write_tiff(tmp_path / "a.tif", noise())
-    with refused(tmp_path / "no.tif", "does not exist"):
-        tiling.open(f"{a},{tmp_path / 'no.tif'}")
-
-
-@pytest.mark.parametrize("content", [b"", b"hello, I am text\n" * 40, b"II*\0", bytes(1000)])
-def test_a_file_that_is_no_image_is_refused(tmp_path, content):
-    file = tmp_path / "a.tif"
-    file.write_bytes(content)
-    with refused(file, "cannot be opened as an image", "raster that GDAL reads"):
-        tiling.open(file)
-
-
-def test_a_folder_is_refused(tmp_path):
-    with refused(tmp_path, "cannot be opened"):
-        tiling.open(tmp_path)
-
-
-def test_a_volume_s_option_is_refused_for_a_raster(tmp_path):
-    file = write_tiff(tmp_path / "a.tif", noise())
-    with refused(file, "sform", "--form"):
-        tiling.open(file, form="sform")
-
-
-def test_complex_numbers_are_refused(tmp_path):
-    file = write_tiff(tmp_path / "a.tif", noise(1, "complex64"))
-    with refused(file, "complex", "amplitude"):
-        tiling.open(file)
-
-
-def test_an_image_of_alpha_only_is_refused(tmp_path):
-    file = write_tiff(tmp_path / "a.tif", noise(1))
-    with rasterio.open(file, "r+") as image:
-        image.colorinterp = [ColorInterp.alpha]
-    with refused(file, "only an alpha band"):
-        tiling.open(file)
-
-
-def test_a_container_of_several_images_asks_for_one(tmp_path):
-    zarr = pytest.importorskip("zarr")
-    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
-    for name in "ab":
-        group.create_array(name, data=np.zeros((4, 5), np.uint8))
-    with refused("a.zarr", "subdatasets"):
-        tiling.open(tmp_path / "a.zarr")
-
-
-CUTS = {
-    "strips": {},
-    "one strip": {"blockysize": 150},
-    "compressed strips": {"compress": "lzw"},
-    "tiles": {"tiled": True, "blockxsize": 64, "blockysize": 64},
-    "compressed tiles": {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"},
-    "tiles by band": {"tiled": True, "blockxsize": 64, "blockysize": 64, "interleave": "band", "compress": "zstd"},
-    "cog": {"driver": "COG", "compress": "deflate", "blocksize": 128},
-}
-
-
-@pytest.mark.parametrize("name", CUTS)
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_truncated_tiff_is_refused_and_never_silently_wrong(tmp_path, name, masked):
-    file = tmp_path / "a.tif"
-    mask = np.random.default_rng(1).random(SHAPE) < 0.7 if masked else None
-    write_tiff(tmp_path / "b.tif", noise(), mask=mask, **({} if name == "cog" else CUTS[name]))
-    if name == "cog":
-        rasterio.shutil.copy(tmp_path / "b.tif", file, **CUTS[name])
-    else:
-        (tmp_path / "b.tif").rename(file)
-    whole = file.read_bytes()
-    good = tiling.open(file).read(WHOLE)
-    n = len(whole)
-    cuts = {1, 4, 8, 100, 300, 1000, *range(n - 400, n, 7), *(n * k // 23 for k in range(1, 23))}
-    messages = []
-    for cut in sorted(cuts):
-        file.write_bytes(whole[:cut])
-        try:
-            pixels = tiling.open(file).read(WHOLE)
-        except tiling.InputError as error:
-            messages.append(str(error))
-        else:
-            assert np.array_equal(pixels.values, good.values), cut
-            assert np.array_equal(pixels.valid, good.valid), cut
-    assert len(messages) >= len(cuts) - 4
-    assert all(str(file) in m and "\n" not in m for m in messages)
