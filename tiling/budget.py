@@ -20,11 +20,12 @@ from tiling.predict import Predict
 from tiling.sources import Source
 from tiling.store import CHUNK
 
-# Python with torch, transformers and GDAL loaded, and what the allocators keep: measured on Linux.
-BASE = 700 * 2**20
-# Sides of a block, in pixels and in tiles, that are long enough: more memory would save few tiles.
-_LONGEST = {2: 4096, 3: 256}
-_LONGEST_TILES = {2: 16, 3: 4}
+# Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is for a small network.
+BASE = 500 * 2**20
+# Sides of the block at the default memory; more memory multiplies them. In 2D tall, for the sums that are held of a
+# block grow with its width alone; in 3D flat, for two blocks of raw voxels weigh more than the sums.
+_BLOCK = {2: (4096, 3072), 3: (128, 256, 256)}
+_MEMORY = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +115,16 @@ def choose_block(
 ) -> Grid:
     """The grid with the largest blocks that fit `memory` bytes.
 
-    The side does not depend on the image, nor then does the memory that a run takes.
+    The block does not depend on the image, nor then does the memory that a run takes.
 
     Raises:
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, ndim = CHUNK[len(shape)], len(shape)
-    longest = max(_LONGEST[ndim], min(_LONGEST_TILES[ndim] * max(tile), 4 * _LONGEST[ndim]))
-    for side in range(longest // chunk * chunk, 0, -chunk):
-        grid = Grid.regular(shape, tile, overlap, _block(side, ndim, chunk), area.box)
+    chunk, usual = CHUNK[len(shape)], _BLOCK[len(shape)]
+    for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
+        block = tuple(max(chunk, side * eighths // 8 // chunk * chunk) for side in usual)
+        grid = Grid.regular(shape, tile, overlap, block, area.box)
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:
             return grid
@@ -132,11 +133,6 @@ def choose_block(
         f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
         f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
     )
-
-
-def _block(side: int, ndim: int, chunk: int) -> tuple[int, ...]:
-    """Taller than wide in 2D: the sums that are held of a block grow with its width alone."""
-    return (side, max(chunk, 3 * side // 4 // chunk * chunk)) if ndim == 2 else (side,) * ndim
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -21,7 +21,7 @@ from tiling.sources import Pixels, all_valid, mask_nonfinite
 from tiling.sources.fingerprint import fingerprint
 from tiling.space import Forms, Space
 
-_SLAB = 32 * 2**20  # bytes decoded at once
+_SLAB = 8 * 2**20  # bytes decoded at once
 
 
 @dataclass(frozen=True, slots=True)
