@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiling.sources.raster import RasterSource
 
 _SIDE = 640  # pixels of a panel's longer side
 _LOOK = 2048  # pixels of the image that are read for it, a side
-_SLAB = 64  # planes of labels that are looked at together
+_SLAB = 64  # planes of a volume that are looked at together
 _GAP = 16
 _LINE = 26
 _OPACITY = 0.55
@@ -50,16 +51,15 @@ def _raster_panels(image: Source, store: Store) -> tuple[Picture, Picture]:
 
 def _volume_panels(image: Source, store: Store) -> list[tuple[Picture, Picture]]:
     spacing = store.space.spacing
+    shape, origin = store.area.box.shape, store.area.box.start
+    indices = _fullest_planes(store)
+    grey_planes = _planes(lambda box: image.read(box.shift(origin)).values[0], shape, indices)
+    label_planes = _planes(store.read, shape, indices)
     panels = []
-    for axis, index in enumerate(_fullest_planes(store)):
-        others = tuple(a for a in range(3) if a != axis)
-        start, stop = [0, 0, 0], list(store.area.box.shape)
-        start[axis], stop[axis] = index, index + 1
-        box = Box(tuple(start), tuple(stop))
-        pixels = image.read(box.shift(store.area.box.start))
-        plane = _stretched(pixels.values[[0, 0, 0]], pixels.valid).squeeze(axis)
-        drawn = _overlay(plane, store.read(box).squeeze(axis), store.classes, _OPACITY, transparent=0)
-        height, width = (box.shape[a] * spacing[a] for a in others)
+    for axis, (values, labels) in enumerate(zip(grey_planes, label_planes, strict=True)):
+        plane = _stretched(values[[0, 0, 0]], np.ones(labels.shape[1:], bool))
+        drawn = _overlay(plane, labels[0], store.classes, _OPACITY, transparent=0)
+        height, width = (n * spacing[a] for a, n in enumerate(shape) if a != axis)
         scale = _SIDE / 2 / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         # Index 0 is the bottom of a volume and the top of a picture.
@@ -68,6 +68,18 @@ def _volume_panels(image: Source, store: Store) -> list[tuple[Picture, Picture]]
         )
         panels.append((grey, coloured))
     return panels
+
+
+def _planes(read: Callable[[Box], NDArray[Any]], shape: tuple[int, ...], indices: list[int]) -> list[NDArray[Any]]:
+    """(1, *plane) across each axis at its index, in one pass over the volume, a few planes at a time."""
+    pieces: list[list[NDArray[Any]]] = [[], [], []]
+    for box in Box.whole(shape).split((_SLAB, *shape[1:])):
+        slab = read(box)
+        if box.start[0] <= indices[0] < box.stop[0]:
+            pieces[0].append(slab[indices[0] - box.start[0]].copy())
+        pieces[1].append(slab[:, indices[1]].copy())
+        pieces[2].append(slab[:, :, indices[2]].copy())
+    return [np.concatenate(p)[None] for p in pieces]
 
 
 def _fullest_planes(store: Store) -> list[int]:

@@ -79,7 +79,7 @@ def test_block_and_memory_do_not_depend_on_the_size_of_the_image():
 
 def test_a_disk_with_room_is_taken_and_one_without_refused(tmp_path):
     check_room(tmp_path / "not" / "there" / "yet", 1000)
-    with refused(tmp_path, "MiB free", f"may take {2**60 / MB:.0f} MiB", "another output folder"):
+    with refused(tmp_path, "MiB free", f"may take {2**60 / MB:.1f} MiB", "another output folder"):
         check_room(tmp_path / "not" / "there", 2**60)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tiling.checks import difference
 from tiling.errors import InputError, OutputError
+from tiling.heap import give_back
 from tiling.store import Store
 
 
@@ -44,6 +45,7 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
     else:
         endings = ".tif" if raster else ".nii or .nii.gz"
         raise InputError(f"{out} has an ending that {store.path} cannot be written to; use {endings}")
+    give_back()  # what the blocks of this process left
     with whole(out) as folder:
         staged = write(store, folder / out.name, name)
         if name == "labels" and (problem := difference(store, staged[0])) is not None:
