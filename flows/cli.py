@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 
 Input = Annotated[str, typer.Argument(help="Image: a file, an address, or band files joined by commas.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Bundled model, folder or hub name.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Bundled model, folder or hub name; see lmseg models.")
+]
 Bands = Annotated[str | None, typer.Option(help="Bands for the model, counted from 1: 1,2,3.")]
 Form = Annotated[str | None, typer.Option(help="NIfTI form to trust: sform or qform.")]
 Tile = Annotated[int | None, typer.Option(help="Pixels a side that the network sees.")]
@@ -67,7 +69,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("lmseg-demo"),
 ) -> None:
-    """Segment the bundled satellite scene and brain with the bundled models."""
+    """Segment the bundled samples with the bundled models."""
     from flows.demo import run_demo
 
     run_demo(output.resolve())
@@ -100,7 +102,10 @@ def plan(
     form: Form = None,
     as_json: Json = False,
 ) -> None:
-    """Say what segmenting an image will take: tiles, blocks, memory, disk, time. Writes nothing."""
+    """Say what segmenting an image will take.
+
+    Tiles, blocks, memory, disk and time; writes nothing.
+    """
     parameters = _parameters([source], Path.cwd(), locals())
     from flows.stages import foresee
 
@@ -110,7 +115,7 @@ def plan(
 
 @app.command()
 def segment(
-    sources: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, each segmented on its own.")],
+    sources: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, each segmented on its own.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     model: Model = None,
     tile: Tile = None,
@@ -154,7 +159,10 @@ def export(
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")], as_json: Json = False
 ) -> None:
-    """Check that a run is complete and lies where its source lies; exit 1 where not."""
+    """Check that a run is complete and in its place.
+
+    Geometry and labels of its exports are compared too; exit 1 where something is wrong.
+    """
     import tiling
     from flows.stages import exports_of, reopen
 
@@ -176,7 +184,10 @@ def evaluate(
     ignore: Annotated[int | None, typer.Option(help="Value of the truth to leave out, besides its nodata.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare labels with the truth: IoU and Dice of each class, their means, pixel accuracy."""
+    """Score labels against the truth.
+
+    IoU and Dice of each class, their means, pixel accuracy.
+    """
     from flows.evaluate import evaluate as compare
     from flows.evaluate import table
 

@@ -16,7 +16,7 @@ from tiling.sources.raster import RasterSource
 
 _SIDE = 640  # pixels of a panel's longer side
 _LOOK = 2048  # pixels of the image that are read for it, a side
-_SLAB = 64  # planes of a volume that are looked at together
+_SLAB = 16  # planes of a volume that are looked at together
 _GAP = 16
 _LINE = 26
 _OPACITY = 0.55

@@ -27,7 +27,7 @@ from tiling.window import tukey
 # One block at a time on the device of a process; the next is read and the last written meanwhile.
 _DEVICE = threading.Lock()
 THREADS = 2
-_IN_FLIGHT = 64
+_IN_FLIGHT = 256  # more than a large cluster has threads, fewer than would fill the scheduler
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,6 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
     else:
         endings = ".tif" if raster else ".nii or .nii.gz"
         raise InputError(f"{out} has an ending that {store.path} cannot be written to; use {endings}")
-    give_back()  # what the blocks of this process left
     with whole(out) as folder:
         staged = write(store, folder / out.name, name)
         if name == "labels" and (problem := difference(store, staged[0])) is not None:
@@ -69,5 +68,6 @@ def whole(out: Path) -> Iterator[Path]:
                 file.replace(out.parent / file.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            give_back()
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error
