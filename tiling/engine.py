@@ -135,9 +135,9 @@ def _compute(source: Source, predict: Predict, store: Store, number: int) -> Blo
         tiles = [t for t in grid.tiles(block) if wanted[(t & block).relative(block.start).slices].any()]
         try:
             answer = _answer(predict, store, block, pixels, reach, tiles, wanted)
+        except InputError:
+            raise
         except Exception as error:
-            if isinstance(error, InputError):
-                raise
             place = f"block {number} at {block.start}..{block.stop} of {source.uri}"
             raise BlockError(f"{place} failed: {type(error).__name__}: {error}") from error
     clock.append(time.perf_counter())
