@@ -68,7 +68,13 @@ def prepare(parameters: Parameters) -> list[Run]:
     _make_folder(parameters.output)
     # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
     check_room(parameters.output, sum(2 * fit.grid.area.size // 8 for fit in fits))
-    return [_begin(fit, parameters) for fit in fits]
+    made: list[Path] = []
+    try:
+        return [_begin(fit, parameters, made) for fit in fits]
+    except InputError:
+        for path in made:
+            remove(path)
+        raise
 
 
 def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
@@ -123,11 +129,15 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
     return _Fit(source, image, area, predict, grid, outputs, time.perf_counter() - start)
 
 
-def _begin(fit: _Fit, parameters: Parameters) -> Run:
+def _begin(fit: _Fit, parameters: Parameters, made: list[Path]) -> Run:
+    """Creates or resumes the store of a run, and adds it to `made` if it is new."""
     path = parameters.output / f"{stem(fit.source)}.zarr"
     if parameters.fresh:
         remove(path)
+    is_new = not path.exists()
     store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
+    if is_new:
+        made.append(path)
     flat = fit.image.space.ndim == 2 and not fit.image.space.crs
     warnings = (f"{fit.source} has no CRS; the results have none either",) if flat else ()
     return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, warnings)

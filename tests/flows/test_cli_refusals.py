@@ -229,6 +229,19 @@ def test_an_output_of_another_run_is_kept(cli: Cli, picture: str, raster_model: 
     assert cli("segment", picture, "-m", raster_model, "-o", tmp_path / "out", "--overlap", "0.5", "--fresh")[0] == 0
 
 
+def test_a_refused_output_of_a_second_source_leaves_nothing_of_the_first(
+    cli: Cli, picture: str, raster_model: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    second = shutil.copy(picture, tmp_path / "second.tif")
+    assert cli("segment", second, "-m", raster_model, "-o", out, "--overlap", "0.5")[0] == 0
+    before = sorted(out.iterdir())
+    code, _, err = cli("segment", picture, second, "-m", raster_model, "-o", out)
+    assert code == 2
+    assert "second.zarr" in err
+    assert sorted(out.iterdir()) == before
+
+
 def test_a_foreign_folder_is_left_alone(cli: Cli, picture: str, raster_model: str, tmp_path: Path) -> None:
     (tmp_path / "picture.zarr").mkdir()
     (tmp_path / "picture.zarr" / "thesis.txt").write_text("years of work")
