@@ -20,8 +20,8 @@ from tiling.predict import Predict
 from tiling.sources import Source
 from tiling.store import CHUNK
 
-# Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is for a small network.
-BASE = 500 * 2**20
+# Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is GDAL's cache.
+BASE = 432 * 2**20
 # Sides of the block at the default memory; more memory multiplies them. In 2D tall, for the sums that are held of a
 # block grow with its width alone; in 3D flat, for two blocks of raw voxels weigh more than the sums.
 _BLOCK = {2: (4096, 3072), 3: (128, 256, 256)}
@@ -91,16 +91,16 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
 
 
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
-    """Bytes that blocks in flight hold in a process: one on the device, the others being read or written."""
-    reach = math.prod(min(e, b + 2 * t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
-    raw = reach * (source.channels * source.dtype.itemsize + 2)
+    """Bytes that blocks in flight hold in a process: one is predicted, the other read or written."""
+    reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
+    raw = reach * source.channels * source.dtype.itemsize
     # One tile's height of the block: scores and weights, then labels as int64 and as they are.
     sums = 4 * (n_classes + 1) + 16
     rolling = sums * grid.tile[0] * math.prod(grid.block[1:])
     if outputs:
         rolling += 12 * n_classes * grid.tile[0] * math.prod(grid.block[1:])
     maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    return THREADS * (raw + maps * math.prod(grid.block)) + raw + rolling
+    return THREADS * (raw + maps * math.prod(grid.block)) + rolling
 
 
 def choose_block(

@@ -146,7 +146,7 @@ def test_export_takes_the_format_from_the_ending(cli: Cli, picture: str, raster_
 def test_a_killed_run_resumes_to_the_same_labels(
     moment: str, cli: Cli, wide: str, raster_model: str, tmp_path: Path
 ) -> None:
-    command = ["segment", wide, "-m", raster_model, "--tile", "256", "--memory", "540MiB", "-o"]
+    command = ["segment", wide, "-m", raster_model, "--tile", "256", "--memory", "460MiB", "-o"]
     with subprocess.Popen([*START, *command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
         # Once as soon as there is a store, once when the first blocks are in it.
         while process.poll() is None and not any((tmp_path / "killed" / "wide.zarr").rglob(moment)):

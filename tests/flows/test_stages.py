@@ -29,7 +29,7 @@ def test_labels_do_not_depend_on_workers_or_blocks(wide: str, raster_model: str,
     """One process or two, one block or many: bit-identical labels and probabilities."""
     common = {"sources": [wide], "model": raster_model, "tile": 256, "probability": True}
     one = _segment(RegionParameters(output=tmp_path / "one", **common))
-    two = _segment(RegionParameters(output=tmp_path / "two", memory="540MiB", workers=2, **common))
+    two = _segment(RegionParameters(output=tmp_path / "two", memory="460MiB", workers=2, **common))
     assert two.store.grid.n_blocks > one.store.grid.n_blocks
     np.testing.assert_array_equal(_labels(one.store), _labels(two.store))
     whole = Box.whole(one.store.out_space.shape)
@@ -37,7 +37,7 @@ def test_labels_do_not_depend_on_workers_or_blocks(wide: str, raster_model: str,
 
 
 def test_a_block_done_again_changes_nothing(wide: str, raster_model: str, tmp_path: Path) -> None:
-    parameters = RegionParameters(sources=[wide], output=tmp_path, model=raster_model, tile=256, memory="540MiB")
+    parameters = RegionParameters(sources=[wide], output=tmp_path, model=raster_model, tile=256, memory="460MiB")
     run = _segment(parameters)
     before = _labels(run.store)
     again = [0, run.store.grid.n_blocks - 1, 0]
