@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from lmseg_core import bundled
@@ -33,17 +34,9 @@ def describe(image: Source) -> dict[str, Any]:
         facts["orientation"] = _orientation(space.affine)
         facts["lowest (mm)"] = ", ".join(f"{v:.6g}" for v in low)
         facts["highest (mm)"] = ", ".join(f"{v:.6g}" for v in high)
-    n_bytes = space_bytes(image)
+    n_bytes = math.prod(space.shape) * image.channels * image.dtype.itemsize
     facts["to read"] = f"{n_bytes / 2**20:.1f} MiB uncompressed"
     return facts
-
-
-def space_bytes(image: Source) -> int:
-    """Bytes of the whole image, uncompressed."""
-    n = image.channels * image.dtype.itemsize
-    for side in image.space.shape:
-        n *= side
-    return n
 
 
 def describe_models() -> list[dict[str, Any]]:

@@ -43,8 +43,8 @@ def write_nifti(store: Store, out: Path, name: str) -> list[Path]:
         # Zarr's (z, y, x) in C order is NIfTI's (x, y, z) in Fortran order: the bytes are the same.
         for channel in range(len(store.classes) if name == "probability" else 1):
             for box in Box.whole(space.shape).split((_SLAB, *space.shape[1:])):
-                voxels = store.read(box, name)
-                stream.write(np.ascontiguousarray(voxels[channel] if name == "probability" else voxels).data)
+                index: tuple[int | slice, ...] = (channel, *box.slices) if name == "probability" else box.slices
+                stream.write(np.ascontiguousarray(store.array(name)[index]).data)
     return [out, *_side_files(out, store.classes)] if name == "labels" else [out]
 
 
