@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from lmseg_core import Confusion, LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
-from lmseg_core.training import Sample, batches, save, train
+from lmseg_core.training.plain import Sample, batches, save, train
 
 TILE = (40, 48, 40)  # z, y, x: what prediction uses
 WINDOW = (32, 48, 32)  # what training uses; smaller, so that a step is cheap

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from lmseg_core import Confusion, LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
 from lmseg_core.processor import normalise
-from lmseg_core.training import Sample, batches, random_window, save, train
+from lmseg_core.training.plain import Sample, batches, random_window, save, train
 
 SAMPLE = "sentinel2_accomack.tif"
 BANDS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "near infrared", "B11": "SWIR 1", "B12": "SWIR 2"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lmseg_core import LMSegForSemanticSegmentation, LMSegImageProcessor, Predictor
-from lmseg_core.training import Sample, batches, random_window, save, train
+from lmseg_core.training.plain import Sample, batches, random_window, save, train
 
 
 def coded(size: tuple[int, ...]) -> Sample:
