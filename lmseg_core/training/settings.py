@@ -38,7 +38,7 @@ class LanguageSettings(_Settings):
     blocks: int | list[int] = Field(2, description="How many of its last blocks, or which.")
     pretrained: bool = Field(True, description="False keeps its shape and forgets its weights.")
     tune: Literal["frozen", "lora", "adalora", "dora", "prefix", "adapter", "full"] = "lora"
-    rank: int = Field(8, ge=1, description="Rank of LoRA, AdaLoRA and DoRA; width of adapters; number of prefix tokens.")
+    rank: int = Field(8, ge=1, description="Rank of LoRAs, width of adapters, number of prefix tokens.")
     alpha: Positive = 16.0
     dropout: Share = 0.0
 
@@ -83,7 +83,7 @@ class DataSettings(_Settings):
     values: dict[int, int] | None = Field(None, description="Label value in the files: class; 0, 1, 2 ... if empty.")
     ignore: list[int] = Field([], description="Label values to leave out, besides nodata and 255.")
     normalise: Literal["fixed", "image"] = Field("fixed", description="Statistics of all training data, or an image's.")
-    window: list[int] = Field([256, 256], min_length=2, max_length=3, description="Pixels an axis, as an array has them.")
+    window: list[int] = Field([256, 256], min_length=2, max_length=3, description="Pixels an axis, as in an array.")
     balance: Share = Field(0.5, description="Share of windows that are centred on a class drawn evenly.")
     cache: int = Field(2 * 2**30, ge=0, description="Bytes of images that are kept in memory.")
     workers: int = Field(1, ge=0, description="Processes that read and augment.")
@@ -166,7 +166,7 @@ class SearchSettings(_Settings):
     trials: int = Field(20, ge=1)
     steps: int = Field(500, ge=1, description="Steps a trial.")
     space: dict[str, list[Any]] = Field(
-        description='"optimise.rate": [low, high, "log"]; two numbers for an even range; more are choices.', min_length=1
+        description='"optimise.rate": [low, high, "log"]; two numbers for a range; else choices.', min_length=1
     )
 
 
