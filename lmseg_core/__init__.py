@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lmseg_core.config import LMSegConfig
     from lmseg_core.errors import ModelError
     from lmseg_core.metrics import Confusion
-    from lmseg_core.model import LMSegForSemanticSegmentation
+    from lmseg_core.model import LMSegForSemanticSegmentation, LMSegOutput
     from lmseg_core.predictor import Predictor
     from lmseg_core.processor import LMSegImageProcessor
 
@@ -22,6 +22,7 @@ __all__ = [
     "LMSegConfig",
     "LMSegForSemanticSegmentation",
     "LMSegImageProcessor",
+    "LMSegOutput",
     "ModelError",
     "Predictor",
     "SegmentClass",
@@ -32,6 +33,7 @@ _HOME = {
     "LMSegConfig": "config",
     "LMSegForSemanticSegmentation": "model",
     "LMSegImageProcessor": "processor",
+    "LMSegOutput": "model",
     "ModelError": "errors",
     "Predictor": "predictor",
     "SegmentClass": "classes",

@@ -1,11 +1,14 @@
 """The convolution blocks that encoder and decoder share, for any number of spatial axes."""
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
 # Batch norm uses fixed statistics at inference. Group and instance norm would look at the tile and leave
 # seams.
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -27,3 +30,23 @@ class Residual(nn.Module):
         y = self.act(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return cast(Tensor, self.act(y + self.shortcut(x)))
+
+
+class Stages(nn.Module):
+    """A module that can forget what its stages hold and compute it again on the way back (Chen et al. 2016)."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # transformers sets both
+
+    def run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Return stage(x)."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(stage, x)
+        return cast(Tensor, stage(x))
+
+
+def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Interpolate (B, C, *S) linearly to (B, C, *size); the centres of the cells stay where they are."""
+    if x.shape[2:] == size:
+        return x
+    return nn.functional.interpolate(x, size, mode=LINEAR[x.ndim - 2], align_corners=False)

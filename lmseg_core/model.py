@@ -1,6 +1,7 @@
 """The LMSeg network as a transformers model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,37 +12,53 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.pytorch_utils import Conv1D
 
-from lmseg_core.blocks import CONV
+from lmseg_core.blocks import CONV, DROPOUT, resize
 from lmseg_core.config import LMSegConfig
-from lmseg_core.decoder import UNetDecoder
+from lmseg_core.decoder import DECODERS
 from lmseg_core.encoder import Encoder
 from lmseg_core.language import Gain, LanguageBridge
 from lmseg_core.loss import segmentation_loss
 from lmseg_core.processor import LMSegImageProcessor
 
 
+@dataclass
+class LMSegOutput(ModelOutput):
+    """logits (B, K, *S); loss where labels were given; in training with deep supervision, `auxiliary` logits of the
+    coarser stages, (B, K, *S/(stride 2^i)) for i = 1, 2, ..., sizes rounded up."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    auxiliary: tuple[Tensor, ...] | None = None
+
+
 class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Encoder, optional language-model bridge at the bottleneck, U-Net decoder and a 1x1 head, in 2D or
-    3D."""
+    """Encoder, optional bridge at the bottleneck, decoder and head, in 2D or 3D."""
 
     config_class = LMSegConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
     # Trainer: the loss is a mean already, so it must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     def __init__(self, config: LMSegConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(config.ndim, config.in_channels, config.widths, config.blocks)
+        classes = len(config.classes)
+        self.encoder = Encoder(config.ndim, config.in_channels, config.widths, config.blocks, config.stride)
         self.bridge: LanguageBridge | None = None
-        if config.lm_config is not None:
+        if config.bridge == "language":
             self.bridge = LanguageBridge(config.widths[-1], config.lm_config, config.lm_blocks)
-        self.decoder = UNetDecoder(config.ndim, config.widths)
-        self.head = CONV[config.ndim](config.widths[0], len(config.classes), 1)
+        self.decoder = DECODERS[config.decoder](config.ndim, config.widths)
+        self.dropout = DROPOUT[config.ndim](config.dropout)
+        widths = self.decoder.widths
+        self.head = CONV[config.ndim](widths[0], classes, 1)
+        self.auxiliary = nn.ModuleList(
+            CONV[config.ndim](width, classes, 1) for width in widths[1 : 1 + config.deep_supervision]
+        )
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -52,14 +69,16 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         copy of `config`, so that the network saves and loads without it.
         """
         lm_config = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
-        model = cls(LMSegConfig(**{**config.to_dict(), "lm_config": lm_config, "lm_blocks": blocks}))
+        model = cls(
+            LMSegConfig(**{**config.to_dict(), "bridge": "language", "lm_config": lm_config, "lm_blocks": blocks})
+        )
         assert model.bridge is not None
         model.bridge.load_pretrained(name_or_path)
         return model
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool = True
-    ) -> SemanticSegmenterOutput | tuple[Tensor, ...]:
+    ) -> LMSegOutput | tuple[Tensor, ...]:
         """Return logits (B, K, *S) at the resolution of `pixel_values` (B, C, *S), and the loss where labels
         are given.
 
@@ -67,19 +86,44 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         spatial size is allowed: it is padded inside to a multiple of the coarsest stage, by repeating the
         border.
         """
-        size = pixel_values.shape[2:]
-        features = self.encoder(self._pad(pixel_values, size))  # (B, C, *S) -> [(B, w_i, *S'/2^i)]
+        size = tuple(pixel_values.shape[2:])
+        x = self._pad(pixel_values, size)
+        features = self.encoder(x)  # (B, C, *S') -> [(B, w_i, *S'/(stride 2^i))]
         if self.bridge is not None:
             features[-1] = self.bridge(features[-1])
-        logits = self.head(self.decoder(features))  # -> (B, K, *S')
-        logits = logits[(..., *(slice(n) for n in size))]  # (B, K, *S') -> (B, K, *S)
-        loss = None if labels is None else segmentation_loss(logits, labels)
-        output = SemanticSegmenterOutput(loss=loss, logits=logits)
+        embeddings = self.decoder(features)
+        logits = resize(self.head(self.dropout(embeddings[0])), tuple(x.shape[2:]))  # -> (B, K, *S')
+        logits = _crop(logits, size)  # (B, K, *S') -> (B, K, *S)
+        auxiliary = self._auxiliary(embeddings, size) if self.training and self.auxiliary else None
+        loss = None if labels is None else self._loss(logits, auxiliary, labels)
+        output = LMSegOutput(loss=loss, logits=logits, auxiliary=auxiliary)
         return output if return_dict else output.to_tuple()
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Return "encoder", "bridge" (where there is one), "decoder" and "head", which hold every parameter."""
+        parts: dict[str, nn.Module] = {"encoder": self.encoder, "decoder": self.decoder}
+        if self.bridge is not None:
+            parts["bridge"] = self.bridge
+        parts["head"] = nn.ModuleList([self.head, self.auxiliary]) if self.auxiliary else self.head
+        return parts
+
+    def _auxiliary(self, embeddings: list[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
+        steps = [self.config.stride * 2**i for i in range(1, 1 + len(self.auxiliary))]
+        return tuple(
+            _crop(head(embedding), [-(-n // step) for n in size])  # (B, w_i, *S'/step) -> (B, K, *S/step)
+            for head, embedding, step in zip(self.auxiliary, embeddings[1:], steps, strict=False)
+        )
+
+    def _loss(self, logits: Tensor, auxiliary: tuple[Tensor, ...] | None, labels: Tensor) -> Tensor:
+        loss, total = segmentation_loss(logits, labels), 1.0
+        for i, coarse in enumerate(auxiliary or (), 1):  # half the weight a stage (Isensee et al. 2021)
+            every = slice(None, None, self.config.stride * 2**i)
+            loss = loss + segmentation_loss(coarse, labels[(slice(None), *[every] * self.config.ndim)]) / 2**i
+            total += 1 / 2**i
+        return loss / total
+
     def _pad(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        multiple = 2 ** (len(self.config.widths) - 1)
-        amounts = [amount for n in reversed(size) for amount in (0, -n % multiple)]
+        amounts = [amount for n in reversed(size) for amount in (0, -n % self.config.multiple)]
         return nn.functional.pad(x, amounts, mode="replicate") if any(amounts) else x
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,6 +140,10 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             init.zeros_(module.bias)
         else:  # norms, linear layers, rotary embeddings
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    return x[(..., *(slice(n) for n in size))]
 
 
 def register() -> None:

@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from lmseg_core import LMSegForSemanticSegmentation
+from lmseg_core.blocks import resize
+from lmseg_core.encoder import Encoder
 
 Maker = Callable[..., LMSegForSemanticSegmentation]
 
@@ -61,3 +63,71 @@ def test_a_far_pixel_does_not_change_a_score(make_network: Maker) -> None:
     before, after = network(x).logits, network(y).logits
     assert torch.allclose(before[..., :40], after[..., :40], atol=1e-6)
     assert not torch.allclose(before[..., -8:], after[..., -8:], atol=1e-2)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": 2},
+        {"stride": 4},
+        {"decoder": "fcn"},
+        {"decoder": "fcn", "stride": 2, "deep_supervision": 1},
+        {"deep_supervision": 1, "dropout": 0.5},
+    ],
+)
+def test_variants_fit_odd_sizes_and_save(tmp_path: Path, ndim: int, changes: dict, make_network: Maker) -> None:
+    network = make_network(ndim, **changes)
+    x = torch.randn(2, 2, *(13, 18, 7)[:ndim])
+    logits = network(x).logits
+    assert logits.shape == (2, 3, *x.shape[2:])
+    assert torch.isfinite(logits).all()
+    network.save_pretrained(tmp_path)
+    loaded = LMSegForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, logits)
+
+
+@pytest.mark.parametrize("decoder", ["unet", "fcn"])
+def test_coarser_stages_are_supervised_in_training_only(decoder: str, make_network: Maker) -> None:
+    network = make_network(decoder=decoder, deep_supervision=2, widths=(8, 12, 16, 20), stride=2)
+    x, labels = torch.randn(2, 2, 33, 64), torch.randint(0, 3, (2, 33, 64))
+    assert network(x, labels=labels).auxiliary is None
+    output = network.train()(x, labels=labels)
+    assert [tuple(logits.shape) for logits in output.auxiliary] == [(2, 3, 9, 16), (2, 3, 5, 8)]
+    output.loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.auxiliary.parameters())
+
+
+def test_parts_hold_every_parameter_once(make_network: Maker, language_models: dict) -> None:
+    network = make_network(lm=language_models["bert"], deep_supervision=1)
+    parts = network.parts()
+    assert set(parts) == {"encoder", "bridge", "decoder", "head"}
+    ids = [id(parameter) for part in parts.values() for parameter in part.parameters()]
+    assert sorted(ids) == sorted(id(parameter) for parameter in network.parameters())
+    assert "bridge" not in make_network().parts()
+
+
+def test_a_ramp_stays_in_place_at_any_stride() -> None:
+    # Patches averaged and interpolated back reproduce a linear ramp only where the centres of the cells agree.
+    encoder = Encoder(2, 1, [1, 1], 1, stride=4)
+    torch.nn.init.constant_(encoder.stem.weight, 1 / 64)
+    torch.nn.init.zeros_(encoder.stem.bias)
+    ramp = torch.arange(64.0).expand(1, 1, 64, 64)
+    back = resize(encoder.stem(ramp), (64, 64))
+    assert torch.allclose(back[..., 16:48, 16:48], ramp[..., 16:48, 16:48], atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["unet", "fcn"])
+def test_checkpointing_gives_the_same_gradient(decoder: str, make_network: Maker, language_models: dict) -> None:
+    x, labels = torch.randn(2, 2, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    gradients = []
+    for checkpointed in (False, True):
+        network = make_network(lm=language_models["bert"], decoder=decoder).train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointed:
+            network.gradient_checkpointing_enable()
+        network(x, labels=labels).loss.backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
