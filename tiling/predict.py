@@ -67,7 +67,7 @@ class Oriented:
     _flips: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        order, flips = _to_ras(self.affine)
+        order, flips = ras_order(self.affine)
         object.__setattr__(self, "_order", order)
         object.__setattr__(self, "_flips", flips)
 
@@ -114,7 +114,7 @@ def _flip(xp: Any, array: Array, axes: tuple[int, ...]) -> Array:
     return xp.flip(array, axis=axes) if axes else array
 
 
-def _to_ras(affine: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def ras_order(affine: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How to turn a (z, y, x) array to RAS+: the order of its axes, and which then to flip."""
     matrix = np.array(affine)[:, :-1]
     steps = matrix / np.linalg.norm(matrix, axis=0)
