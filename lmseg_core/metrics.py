@@ -1,5 +1,6 @@
 """Agreement of a prediction with the truth, from one confusion matrix. numpy only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,32 @@ class Confusion:
         if prediction.shape != truth.shape:
             raise ValueError(f"the prediction has shape {prediction.shape} and the truth {truth.shape}; crop one.")
         keep = (truth != self.ignore) & (prediction != self.ignore)
+        pairs = np.zeros(0, np.int64)
         for name, values in (("prediction", prediction[keep]), ("truth", truth[keep])):
             if values.size and not 0 <= values.min() <= values.max() < self.classes:
                 raise ValueError(
                     f"the {name} has values {values.min()}..{values.max()}; expected 0..{self.classes - 1} "
                     f"or {self.ignore} to ignore."
                 )
-        pairs = truth[keep].astype(np.int64) * self.classes + prediction[keep].astype(np.int64)
+            pairs = values.astype(np.int64) if name == "prediction" else pairs + values * np.int64(self.classes)
         self.matrix += np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+    def take(self, values: Sequence[int]) -> "Confusion":
+        """The counts between some of the classes, in this order."""
+        part = Confusion(len(values), self.ignore)
+        part.matrix = self.matrix[np.ix_(values, values)]
+        return part
 
     @property
     def support(self) -> NDArray[np.int64]:
         """Pixels of each class in the truth."""
         support: NDArray[np.int64] = self.matrix.sum(axis=1)
         return support
+
+    @property
+    def by_truth(self) -> NDArray[np.float64]:
+        """Share of each class's true pixels that was given to each class: rows sum to one."""
+        return _ratio(self.matrix, np.broadcast_to(self.support[:, None], self.matrix.shape))
 
     @property
     def pixel_accuracy(self) -> float:
@@ -59,19 +72,21 @@ class Confusion:
     @property
     def mean_iou(self) -> float:
         """Mean of `iou` over the classes that occur."""
-        return _mean(self.iou)
+        return mean(self.iou)
 
     @property
     def mean_dice(self) -> float:
         """Mean of `dice` over the classes that occur."""
-        return _mean(self.dice)
+        return mean(self.dice)
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    """The mean of the finite values; nan where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.full(part.shape, np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
     return ratio
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

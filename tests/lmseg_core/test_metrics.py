@@ -44,3 +44,27 @@ def test_wrong_arrays_are_refused() -> None:
         confusion.add(np.zeros(2, int), np.zeros(3, int))
     with pytest.raises(ValueError, match=r"truth has values 0..7; expected 0..1 or 255"):
         confusion.add(np.zeros(2, int), np.array([0, 7]))
+
+
+def test_dice_and_overlap_equal_itk() -> None:
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 3, (6, 7, 8)).astype(np.uint8)
+    prediction = np.where(rng.random(truth.shape) < 0.7, truth, 2).astype(np.uint8)
+    confusion = Confusion(3)
+    confusion.add(prediction, truth)
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(sitk.GetImageFromArray(truth), sitk.GetImageFromArray(prediction))
+    for value in (1, 2):
+        assert confusion.dice[value] == pytest.approx(overlap.GetDiceCoefficient(value))
+        assert confusion.iou[value] == pytest.approx(overlap.GetJaccardCoefficient(value))
+
+
+def test_some_classes_in_another_order() -> None:
+    confusion = Confusion(4)
+    confusion.add(np.array([1, 3, 3, 1]), np.array([1, 3, 1, 1]))
+    part = confusion.take([3, 1, 0])
+    assert part.matrix.tolist() == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    np.testing.assert_allclose(part.by_truth, [[1, 0, 0], [1 / 3, 2 / 3, 0], [np.nan] * 3])
+    assert part.mean_iou == confusion.mean_iou
