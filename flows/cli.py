@@ -43,14 +43,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Runs the command line: exit 0 done, 2 bad input or usage (one line), 1 anything else (one line)."""
-    from lmseg_core.errors import ModelError
+    from lmseg_core.errors import ModelError, TrainingError
     from tiling.errors import BlockError, InputError, OutputError
 
     try:
         app()
     except (InputError, ModelError) as error:
         _fail(str(error), 2)
-    except (BlockError, OutputError, ConnectionError) as error:
+    except (BlockError, OutputError, TrainingError, ConnectionError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 1)
@@ -193,6 +193,28 @@ def evaluate(
 
     scores = compare(prediction, truth, ignore)
     print(json.dumps(scores, indent=1) if as_json else table(scores))
+
+
+@app.command()
+def finetune(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the training.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the result; else the file's.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of the data; else data.root of the file.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Another value: optimise.rate=0.001.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Look for the best settings with Optuna.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network; the same command again goes on where it stopped."""
+    from flows.training import load_settings, parse_changes, run_search, run_training
+
+    told = parse_changes(changes or [])
+    told |= {key: str(value) for key, value in (("output", output), ("data.root", data)) if value is not None}
+    settings = load_settings(config, told)
+    facts = run_search(settings) if search else run_training(settings, fresh).facts()
+    print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
 
 
 @app.command()

@@ -3,3 +3,7 @@
 
 class ModelError(ValueError):
     """A model, or what it was given, cannot be used: one line that names the file, the value and the fix."""
+
+
+class TrainingError(RuntimeError):
+    """A training had to stop: one line that says where, what is kept and what to do."""

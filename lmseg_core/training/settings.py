@@ -4,6 +4,8 @@ Every field has a default that trains something sensible; `docs/finetuning.md` e
 """
 
 import difflib
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,6 +58,7 @@ class ModelSettings(_Settings):
     language_model: LanguageSettings | None = None
     text_head: str | None = Field(None, description="Folder or hub name of the language model that names the classes.")
     context: str | None = Field(None, description='Words about the images, such as "Sentinel-2, July, 10 m".')
+    save_as: Literal["float32", "float16"] = Field("float32", description="How the finished weights are stored.")
     config: dict[str, Any] = Field({}, description="Further fields of LMSegConfig: widths, stride, decoder ...")
 
     @model_validator(mode="after")
@@ -170,6 +173,16 @@ class SearchSettings(_Settings):
     )
 
 
+class CardSettings(_Settings):
+    """What the model card says besides what was measured."""
+
+    about: str = Field("", description="What the model is for.")
+    licence: str | None = Field(None, description="Of the weights: apache-2.0, cc-by-sa-4.0 ...")
+    data: str = Field("", description="Where images and labels come from, and under which terms.")
+    limits: str = Field("", description="What it is not for.")
+    tags: list[str] = []
+
+
 class Settings(_Settings):
     """One training."""
 
@@ -182,6 +195,15 @@ class Settings(_Settings):
     optimise: OptimiseSettings = OptimiseSettings()
     watch: WatchSettings = WatchSettings()
     search: SearchSettings | None = None
+    card: CardSettings = CardSettings()
+
+    @property
+    def digest(self) -> str:
+        """Changes with everything that changes the weights, and not with where files are."""
+        told = self.model_dump(
+            mode="json", exclude={"output": True, "card": True, "data": {"root", "cache", "workers"}}
+        )
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":

@@ -1,0 +1,64 @@
+"""The model card, in the form of the Hugging Face hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmseg_core.config import LMSegConfig
+from lmseg_core.training.settings import Settings
+
+
+def write_card(path: Path, settings: Settings, config: LMSegConfig, report: Mapping[str, Any]) -> None:
+    """Write what the model is, what it learned from, and what was measured; `report` is that of the training."""
+    told, figures = settings.card, report["figures"]
+    head = {
+        "license": told.licence,
+        "library_name": "transformers",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["lmseg", *told.tags],
+    }
+    name = settings.output.name
+    rows = [f"| {entry.value} | {entry.name} | {figures[f'iou_{entry.value}']:.3f} |" for entry in config.classes]
+    language = settings.model.language_model
+    tile = " x ".join(map(str, config.tile))
+    statistics = "the training data" if settings.data.normalise == "fixed" else "the whole image"
+    windows = settings.optimise.batch * settings.optimise.accumulate
+    bridge = f"{language.blocks} blocks of {Path(language.name).name}, {language.tune}" if language else "none"
+    text = f"""---
+{yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False).strip()}
+---
+
+# {name}
+
+{told.about}
+
+| | |
+| --- | --- |
+| input | {config.in_channels} bands ({", ".join(config.bands)}), {config.ndim}D, tiles of {tile} |
+| normalised by | mean and standard deviation of {statistics} |
+| language model | {bridge} |
+| weights | {report["weights"]:,}, stored as {settings.model.save_as} |
+| weights that were trained | {report["trained"]:,} |
+| training | {report["steps"]} steps of {windows} windows, {report["seconds"] / 60:.0f} minutes |
+| settings | digest {settings.digest} |
+
+## Data
+
+{told.data}
+
+## Figures
+
+On the validation data, all pixels together: mean IoU {figures["mean_iou"]:.3f}, mean Dice {figures["mean_dice"]:.3f},
+of the classes but the first {figures["foreground_dice"]:.3f}, pixel accuracy {figures["pixel_accuracy"]:.3f}.
+
+| value | class | IoU |
+| ---: | --- | ---: |
+{chr(10).join(rows)}
+
+## Limits
+
+{told.limits}
+"""
+    path.write_text(text)

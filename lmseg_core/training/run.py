@@ -1,0 +1,292 @@
+"""One training, from examples to a model folder; the same call again goes on where it stopped."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
+
+from lmseg_core.adapters import merge, save_adapter, update_rank
+from lmseg_core.errors import ModelError
+from lmseg_core.loss import SegmentationLoss
+from lmseg_core.model import LMSegForSemanticSegmentation
+from lmseg_core.processor import LMSegImageProcessor
+from lmseg_core.training import census
+from lmseg_core.training.average import Average
+from lmseg_core.training.card import write_card
+from lmseg_core.training.console import Console
+from lmseg_core.training.network import build, count
+from lmseg_core.training.optimiser import optimiser, schedule
+from lmseg_core.training.pictures import draw_curves, draw_validation
+from lmseg_core.training.settings import Settings
+from lmseg_core.training.trainer import Scores, WindowTrainer, last_checkpoint, to_labels
+from lmseg_core.training.windows import Example, GridWindows, RandomWindows, cached
+
+SETTINGS, REPORT = "settings.json", "report.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out of a training.
+
+    folder: the finished model. figures: those of the validation data, by name. seconds: of training and validation,
+    over all its parts. trained, weights: how many weights were trained, and how many there are. waiting: share of the
+    training time spent waiting for data, of the last part.
+    """
+
+    folder: str
+    steps: int
+    seconds: float
+    trained: int
+    weights: int
+    waiting: float
+    figures: dict[str, float]
+
+    def facts(self) -> dict[str, str]:
+        """Return it for people."""
+        return {
+            "model": self.folder,
+            "steps": str(self.steps),
+            "time": f"{self.seconds / 60:.1f} min, {self.waiting:.1%} of the training spent waiting for data",
+            "weights": f"{self.weights:,}, of which {self.trained:,} trained",
+            **{name.replace("_", " "): f"{value:.4f}" for name, value in self.figures.items()},
+        }
+
+
+def train(
+    settings: Settings,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    extra: Sequence[TrainerCallback] = (),
+) -> Report:
+    """Train a network on random windows and return what was measured on the validation examples.
+
+    Writes into `settings.output`: checkpoints, `best/`, `model/`, `curves.png`, `validation.png`, `report.json`. A
+    folder that holds a finished training with the same settings is not trained again. Raises ModelError for what
+    cannot be trained on, TrainingError where a training had to stop.
+    """
+    output = settings.output
+    done = _claim(settings)
+    if done is not None:
+        return done
+    set_seed(settings.seed)
+    network = build(settings)
+    _check_bands(network, (*training, *validation))
+    training, validation = (_normalised(settings, examples, training) for examples in (training, validation))
+    names = [entry.name for entry in network.config.classes]
+    counted = census.take(training, len(names), names)
+    counted.check(names)
+    length = settings.optimise.steps * settings.optimise.batch * settings.optimise.accumulate * _processes()
+    half = settings.data.cache // 2
+    random_windows = RandomWindows(cached(training, half), counted, settings, length)
+    grid_windows = GridWindows(cached(validation, half), tuple(settings.data.window))
+    processor = _processor(settings, training)
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[network.config.ndim]
+    network.to(memory_format=layout)
+    chosen = optimiser(network.parts(), settings.optimise)
+    trainer = WindowTrainer(
+        model=network,
+        args=_arguments(settings),
+        train_dataset=random_windows,
+        eval_dataset=grid_windows,
+        compute_metrics=Scores(len(names)),
+        preprocess_logits_for_metrics=to_labels,
+        optimizers=(chosen, schedule(chosen, settings.optimise)),
+        loss=SegmentationLoss(settings.loss, counted.share),
+        average=Average(network, settings.optimise.ema) if settings.optimise.ema else None,
+        freeze=[network.parts()[part] for part in settings.optimise.freeze],
+        keep=lambda folder: _keep(network, processor, folder),
+    )
+    trainer.remove_callback(PrinterCallback)
+    console = Console(trainer, settings.watch.metric)
+    for callback in (console, *_callbacks(settings), *extra):
+        trainer.add_callback(callback)
+    checkpoint = last_checkpoint(output)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not trainer.is_world_process_zero():
+        return Report("", trainer.state.global_step, trainer.seconds, *count(network), console.waiting, {})
+    finished = _finish(settings, processor)
+    report = Report(
+        folder=str(output / "model"),
+        steps=trainer.state.global_step,
+        seconds=trainer.seconds,
+        trained=count(network)[0],
+        weights=count(finished)[1],
+        waiting=console.waiting,
+        figures=measure(finished, grid_windows, settings.optimise.batch, len(names)),
+    )
+    draw_curves(trainer.state.log_history, settings.watch.metric, output / "curves.png")
+    draw_validation(finished, grid_windows, finished.config.colours, output / "validation.png")
+    write_card(output / "model" / "README.md", settings, finished.config, asdict(report))
+    (output / REPORT).write_text(json.dumps(asdict(report), indent=1))  # last: a training with a report is done
+    return report
+
+
+@torch.inference_mode()
+def measure(network: nn.Module, windows: GridWindows, batch: int, classes: int) -> dict[str, float]:
+    """Return the figures of a network on validation windows."""
+    device, scores = next(network.parameters()).device, Scores(classes)
+    network.eval()
+    for items in DataLoader(windows, batch_size=batch):
+        logits = network(pixel_values=items["pixel_values"].to(device)).logits
+        scores.add(to_labels(logits, items["labels"]), items["labels"])
+    return scores.result()
+
+
+def _claim(settings: Settings) -> Report | None:
+    """Make the folder this training's; return its report where it is done already."""
+    output, mine = settings.output, settings.model_dump(mode="json")
+    file = output / SETTINGS
+    if not file.exists():
+        if output.exists() and any(output.iterdir()):
+            raise ModelError(f"{output} holds other files; give an empty or new folder as output.")
+        output.mkdir(parents=True, exist_ok=True)
+        _write(file, {"digest": settings.digest, "settings": mine})
+        return None
+    kept = json.loads(file.read_text())
+    if kept["digest"] != settings.digest:
+        changed = ", ".join(sorted(_differences(kept["settings"], mine)))
+        raise ModelError(f"{output} holds a training with another {changed}; pass --fresh, or another output.")
+    report = output / REPORT
+    return Report(**json.loads(report.read_text())) if report.exists() else None
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for key in old.keys() | new.keys() for d in _differences(old.get(key), new.get(key), f"{path}.{key}")]
+    return [] if old == new else [path.lstrip(".")]
+
+
+def _normalised(settings: Settings, examples: Sequence[Example], reference: Sequence[Example]) -> list[Example]:
+    """Give every example the statistics of the reference examples together, unless each keeps its own."""
+    if settings.data.normalise == "image":
+        return list(examples)
+    mean, std = _pooled(reference)
+    return [replace(example, mean=mean, std=std) for example in examples]
+
+
+def _pooled(examples: Sequence[Example]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a band of all pixels of all examples."""
+    share = np.array([math.prod(example.labels.shape) for example in examples], float)
+    share /= share.sum()
+    means, stds = (np.array([getattr(example, name) for example in examples]) for name in ("mean", "std"))
+    mean = share @ means
+    std = np.sqrt(share @ (stds**2 + (means - mean) ** 2))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _check_bands(network: LMSegForSemanticSegmentation, examples: Sequence[Example]) -> None:
+    wanted = network.config.in_channels
+    for example in examples:
+        if example.image.shape[0] != wanted:
+            raise ModelError(
+                f"{example.name} has {example.image.shape[0]} bands and model.bands {wanted}; name each band, or "
+                "choose with bands: in data."
+            )
+
+
+def _processor(settings: Settings, training: Sequence[Example]) -> LMSegImageProcessor:
+    if settings.data.normalise == "image":
+        return LMSegImageProcessor(mode="image")
+    mean, std = training[0].mean, training[0].std
+    return LMSegImageProcessor(mode="fixed", image_mean=mean, image_std=std)
+
+
+def _processes() -> int:
+    """How many processes train together, as `accelerate launch` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _arguments(settings: Settings) -> TrainingArguments:
+    told, every = settings.optimise, min(settings.watch.evaluate, settings.optimise.steps)
+    return TrainingArguments(
+        output_dir=str(settings.output),
+        max_steps=told.steps,
+        per_device_train_batch_size=told.batch,
+        per_device_eval_batch_size=told.batch,
+        gradient_accumulation_steps=told.accumulate,
+        **({"gradient_checkpointing": True} if told.checkpointing else {}),  # the name is deprecated since 5.20
+        max_grad_norm=told.clip,
+        bf16=told.precision == "bfloat16",
+        fp16=told.precision == "float16",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=max(1, every // 10),
+        logging_nan_inf_filter=False,
+        metric_for_best_model=settings.watch.metric,
+        greater_is_better=True,
+        batch_eval_metrics=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        # Windows are drawn by their number, so their order is the order of training.
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=settings.data.workers,
+        dataloader_persistent_workers=settings.data.workers > 0,
+        dataloader_prefetch_factor=4 if settings.data.workers else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        report_to=list(settings.watch.report_to) or "none",
+        seed=settings.seed,
+        disable_tqdm=True,
+    )
+
+
+def _callbacks(settings: Settings) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = []
+    if settings.watch.patience is not None:
+        callbacks.append(EarlyStoppingCallback(settings.watch.patience))
+    language = settings.model.language_model
+    if language is not None and language.tune == "adalora":
+        callbacks.append(_Ranks())
+    return callbacks
+
+
+class _Ranks(TrainerCallback):
+    """Lets AdaLoRA move its ranks to where they matter, while the gradients are still there."""
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> None:
+        update_rank(named["model"], state.global_step)
+
+
+def _keep(network: LMSegForSemanticSegmentation, processor: LMSegImageProcessor, folder: Path) -> None:
+    """Write a model folder in one piece: it is the old one or the new one, whenever the machine stops."""
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    network.save_pretrained(fresh)
+    processor.save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _finish(settings: Settings, processor: LMSegImageProcessor) -> LMSegForSemanticSegmentation:
+    """Write the best weights as the finished model, adapters folded in, and return it as it was written."""
+    output = settings.output
+    network: LMSegForSemanticSegmentation = LMSegForSemanticSegmentation.from_pretrained(output / "best")
+    if network.config.lm_adapter is not None:
+        save_adapter(network, output / "adapter")
+        merge(network)
+    if settings.model.save_as == "float16":
+        nn.Module.to(network, torch.float16)
+    _keep(network, processor, output / "model")
+    return network.float().eval()
+
+
+def _write(path: Path, content: Any) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=1))
+    fresh.replace(path)
