@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lmseg_core.adapters import Adapter, adapt, load_adapter, merge, save_adapter, update_rank
     from lmseg_core.classes import SegmentClass
     from lmseg_core.config import LMSegConfig
     from lmseg_core.errors import ModelError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lmseg_core.processor import LMSegImageProcessor
 
 __all__ = [
+    "Adapter",
     "Confusion",
     "LMSegConfig",
     "LMSegForSemanticSegmentation",
@@ -26,9 +28,20 @@ __all__ = [
     "ModelError",
     "Predictor",
     "SegmentClass",
+    "adapt",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "update_rank",
 ]
 
 _HOME = {
+    "update_rank": "adapters",
+    "save_adapter": "adapters",
+    "merge": "adapters",
+    "load_adapter": "adapters",
+    "adapt": "adapters",
+    "Adapter": "adapters",
     "Confusion": "metrics",
     "LMSegConfig": "config",
     "LMSegForSemanticSegmentation": "model",

@@ -199,7 +199,7 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise ModelError('config.json has bridge "language" and no lm_config; give one, or set bridge to "mlp".')
         if self.bridge != "language" and (self.lm_prefix or self.lm_adapter or self.context_size):
             raise ModelError(
-                f'config.json has lm_prefix, lm_adapter or context_size with bridge "{self.bridge}"; they need "language".'
+                f'config.json has lm_prefix, lm_adapter or context_size; bridge "{self.bridge}" has no use for them.'
             )
         if self.context_length and not self.context_size:
             raise ModelError(f"config.json has context_length {self.context_length} and context_size 0; give both.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import (
@@ -12,14 +12,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.generic import ModelOutput
 
+from lmseg_core.adapters import Adapter, freeze, inject
 from lmseg_core.blocks import CONV, DROPOUT, resize
+from lmseg_core.bridge import Bridge, Gain, MLPBlock, Tokens
 from lmseg_core.config import LMSegConfig
 from lmseg_core.decoder import DECODERS
 from lmseg_core.encoder import Encoder
-from lmseg_core.language import Gain, LanguageBridge
+from lmseg_core.language import language_blocks, load_blocks
 from lmseg_core.loss import segmentation_loss
 from lmseg_core.processor import LMSegImageProcessor
 
@@ -49,9 +51,7 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         super().__init__(config)
         classes = len(config.classes)
         self.encoder = Encoder(config.ndim, config.in_channels, config.widths, config.blocks, config.stride)
-        self.bridge: LanguageBridge | None = None
-        if config.bridge == "language":
-            self.bridge = LanguageBridge(config.widths[-1], config.lm_config, config.lm_blocks)
+        self.bridge = _bridge(config)
         self.decoder = DECODERS[config.decoder](config.ndim, config.widths)
         self.dropout = DROPOUT[config.ndim](config.dropout)
         widths = self.decoder.widths
@@ -60,20 +60,36 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             CONV[config.ndim](width, classes, 1) for width in widths[1 : 1 + config.deep_supervision]
         )
         self.post_init()  # type: ignore[no-untyped-call]
+        if config.lm_adapter is not None:
+            assert self.bridge is not None
+            inject(self.bridge, Adapter(**config.lm_adapter))  # after post_init, which would fill its zeros
 
     @classmethod
-    def with_language_model(cls, config: LMSegConfig, name_or_path: str, blocks: int) -> "LMSegForSemanticSegmentation":
-        """Return a new network whose bridge holds the last blocks of a pretrained language model.
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved network, as transformers does, with what its adapter froze frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model: LMSegForSemanticSegmentation = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.bridge is not None and model.config.lm_adapter is not None:
+            freeze(model.bridge, Adapter(**model.config.lm_adapter))  # loading makes parameters anew
+        return loaded
 
-        `name_or_path` is a hub name or a folder. The configuration of the language model is written into a
-        copy of `config`, so that the network saves and loads without it.
+    @classmethod
+    def with_language_model(
+        cls, config: LMSegConfig, name_or_path: str, blocks: int | Sequence[int] = 2, pretrained: bool = True
+    ) -> "LMSegForSemanticSegmentation":
+        """Return a new network whose bridge holds the last `blocks` blocks of a language model, or those of these
+        indices.
+
+        `name_or_path` is a hub name or a folder; with pretrained=False only its configuration is read, and its
+        weights are random. The configuration of the language model is written into a copy of `config`, so that the
+        network saves and loads without it.
         """
         lm_config = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
-        model = cls(
-            LMSegConfig(**{**config.to_dict(), "bridge": "language", "lm_config": lm_config, "lm_blocks": blocks})
-        )
+        changes = {"bridge": "language", "lm_config": lm_config, "lm_blocks": blocks}
+        model = cls(LMSegConfig(**{**config.to_dict(), **changes}))
         assert model.bridge is not None
-        model.bridge.load_pretrained(name_or_path)
+        if pretrained:
+            load_blocks(list(model.bridge.blocks), name_or_path, blocks)
         return model
 
     def forward(
@@ -131,6 +147,8 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         # does not know would keep uninitialised memory after from_pretrained.
         if isinstance(module, Gain):
             init.constant_(module.weight, module.initial)
+        elif isinstance(module, Tokens):
+            init.normal_(module.weight, std=0.02)
         elif isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
             init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:
@@ -142,8 +160,19 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             super()._init_weights(module)  # type: ignore[no-untyped-call]
 
 
+def _bridge(config: LMSegConfig) -> Bridge | None:
+    width = config.widths[-1]
+    if config.bridge == "mlp":
+        return Bridge(width, config.mlp_hidden, [MLPBlock(config.mlp_hidden) for _ in range(config.mlp_blocks)])
+    if config.bridge == "none":
+        return None
+    assert config.lm_config is not None
+    blocks, rotary, hidden = language_blocks(config.lm_config, config.lm_blocks)
+    return Bridge(width, hidden, blocks, rotary, config.lm_prefix, config.context_size)
+
+
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    return x[(..., *(slice(n) for n in size))]
+    return x[cast(Any, (..., *(slice(n) for n in size)))]
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ BERT = {
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50}
 LLAMA = {**BERT, "model_type": "llama"}
+QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2}
 
 
 def _make_network(ndim: int = 2, lm: dict | None = None, **changes: object) -> LMSegForSemanticSegmentation:
@@ -46,7 +47,7 @@ def make_network() -> Callable[..., LMSegForSemanticSegmentation]:
 @pytest.fixture(scope="session")
 def language_models() -> dict[str, dict]:
     """Return a tiny configuration of each supported family."""
-    return {"bert": BERT, "gpt2": GPT2, "llama": LLAMA}
+    return {"bert": BERT, "gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2}
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         ({"id2label": {0: "a", 2: "b"}}, "number the classes 0, 1, 2"),
         ({"bridge": "lm"}, 'bridge "lm"; use none or language or mlp'),
         ({"bridge": "language"}, 'bridge "language" and no lm_config'),
-        ({"lm_prefix": 2}, 'with bridge "none"; they need "language"'),
+        ({"lm_prefix": 2}, 'bridge "none" has no use for them'),
         ({"decoder": "deeplab"}, 'decoder "deeplab"; use unet or fcn'),
         ({"stride": 3}, "stride 3; give a power of two"),
         ({"deep_supervision": 3}, "deep_supervision 3; 4 stages allow 0 to 2"),

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from lmseg_core import LMSegForSemanticSegmentation, ModelError
-from lmseg_core.language import LanguageBridge, sincos_position
+from lmseg_core.bridge import Bridge, MLPBlock, sincos_position
+from lmseg_core.language import language_blocks
 
 Maker = Callable[..., LMSegForSemanticSegmentation]
+FAMILIES = ["bert", "gpt2", "llama", "qwen2"]
 
 
-@pytest.mark.parametrize("lm", ["bert", "gpt2", "llama"])
+def make_bridge(lm_config: dict, which: int | list[int] = 2, **changes: int) -> Bridge:
+    blocks, rotary, hidden = language_blocks(lm_config, which)
+    return Bridge(8, hidden, blocks, rotary, **changes)
+
+
+@pytest.mark.parametrize("lm", FAMILIES)
 def test_zero_gate_is_the_network_without_the_language_model(
     lm: str, make_network: Maker, language_models: dict
 ) -> None:
@@ -28,10 +36,10 @@ def test_zero_gate_is_the_network_without_the_language_model(
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("lm", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("lm", FAMILIES)
 def test_the_last_token_reaches_the_first(lm: str, ndim: int, language_models: dict) -> None:
     torch.manual_seed(0)
-    bridge = LanguageBridge(8, language_models[lm], 2).eval()
+    bridge = make_bridge(language_models[lm]).eval()
     torch.nn.init.ones_(bridge.gate.weight)
     features = torch.randn(1, 8, *(4,) * ndim)
     noisy = features.clone()
@@ -42,7 +50,7 @@ def test_the_last_token_reaches_the_first(lm: str, ndim: int, language_models: d
 
 
 def test_only_the_last_blocks_are_kept_and_gradients_pass_them(language_models: dict) -> None:
-    bridge = LanguageBridge(8, language_models["bert"], 2)
+    bridge = make_bridge(language_models["bert"])
     assert len(bridge.blocks) == 2
     assert not any("embedding" in name for name, _ in bridge.named_parameters())
     torch.nn.init.ones_(bridge.gate.weight)
@@ -52,11 +60,87 @@ def test_only_the_last_blocks_are_kept_and_gradients_pass_them(language_models: 
     assert bridge.enter.weight.grad.abs().max() > 0
 
 
-def test_too_many_blocks_and_unknown_families_are_refused(language_models: dict) -> None:
-    with pytest.raises(ModelError, match=r"asks for 4 .* has 3. Set lm_blocks between 1 and 3"):
-        LanguageBridge(8, language_models["bert"], 4)
-    with pytest.raises(ModelError, match="whose blocks are not known; use a BERT"):
-        LanguageBridge(8, {"model_type": "t5", "d_model": 32, "num_layers": 1, "vocab_size": 20}, 1)
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (4, r"asks for 4 .* has 3. Set lm_blocks between 1 and 3"),
+        ([0, 3], r"blocks \[0, 3\]; give rising indices between 0 and 2"),
+        ([1, 0], r"blocks \[1, 0\]; give rising indices"),
+        ([], r"blocks \[\]; give rising indices"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(which: int | list[int], message: str, language_models: dict) -> None:
+    with pytest.raises(ModelError, match=message):
+        language_blocks(language_models["bert"], which)
+
+
+@pytest.mark.parametrize(
+    "lm_config",
+    [
+        {"model_type": "t5", "d_model": 32, "num_layers": 1, "vocab_size": 20},
+        {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        {"model_type": "no-such-model"},
+        {},
+    ],
+)
+def test_unknown_families_are_refused(lm_config: dict) -> None:
+    with pytest.raises(ModelError, match=r"(are not known|transformers refuses .*); use a BERT, GPT-2") as caught:
+        language_blocks(lm_config, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_by_index_are_those(tmp_path: Path, make_network: Maker, language_models: dict) -> None:
+    torch.manual_seed(3)
+    lm = AutoModel.from_config(AutoConfig.for_model(**language_models["gpt2"]))
+    lm.save_pretrained(tmp_path)
+    config = make_network().config
+    network = LMSegForSemanticSegmentation.with_language_model(config, str(tmp_path), [0, 2])
+    assert network.config.lm_blocks == [0, 2]
+    for mine, index in zip(network.bridge.blocks, (0, 2), strict=True):
+        assert torch.equal(mine.attn.c_attn.weight, lm.h[index].attn.c_attn.weight)
+    random = LMSegForSemanticSegmentation.with_language_model(config, str(tmp_path), [0, 2], pretrained=False)
+    assert random.bridge.blocks[0].attn.c_attn.weight.shape == lm.h[0].attn.c_attn.weight.shape
+    assert not torch.equal(random.bridge.blocks[0].attn.c_attn.weight, lm.h[0].attn.c_attn.weight)
+
+
+def test_the_mlp_is_as_large_as_a_transformer_block(tmp_path: Path, make_network: Maker) -> None:
+    settings = AutoConfig.for_model("bert", hidden_size=96, intermediate_size=384, num_attention_heads=4)
+    theirs, mine = AutoModel.from_config(settings).encoder.layer[0], MLPBlock(96)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in (theirs, mine)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    network = make_network(bridge="mlp", mlp_blocks=2, mlp_hidden=96)
+    x = torch.randn(1, 2, 16, 24)
+    assert torch.equal(network(x).logits, _without_bridge(network, x))
+    torch.nn.init.normal_(network.bridge.gate.weight)
+    assert not torch.equal(network(x).logits, _without_bridge(network, x))
+    network.save_pretrained(tmp_path)
+    loaded = LMSegForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, network(x).logits)
+
+
+def _without_bridge(network: LMSegForSemanticSegmentation, x: torch.Tensor) -> torch.Tensor:
+    return network.head(network.decoder(network.encoder(x))[0])
+
+
+@pytest.mark.parametrize("lm", FAMILIES)
+def test_prefix_and_context_reach_the_image(lm: str, language_models: dict) -> None:
+    torch.manual_seed(0)
+    bridge = make_bridge(language_models[lm], prefix=3, context_size=5).eval()
+    features, context = torch.randn(2, 8, 3, 4), torch.randn(2, 6, 5)
+    assert torch.equal(bridge(features, context), features)
+    torch.nn.init.ones_(bridge.gate.weight)
+    out = bridge(features, context)
+    assert out.shape == features.shape
+    assert (out - bridge(features, context + torch.randn(2, 6, 5))).abs().max() > 1e-5
+    assert (out - bridge(features)).abs().max() > 1e-5
+    assert torch.allclose(out[:1], bridge(features[:1], context[:1]), atol=1e-5)
+    out.sum().backward()
+    assert bridge.prefix.weight.grad.abs().max() > 0
+
+
+def test_context_of_another_size_is_refused(language_models: dict) -> None:
+    with pytest.raises(ModelError, match="tokens of size 4, which this network does not take; set context_size"):
+        make_bridge(language_models["bert"])(torch.randn(1, 8, 2, 2), torch.randn(1, 6, 4))
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
@@ -69,8 +153,6 @@ def test_positions_are_distinct(shape: tuple[int, ...]) -> None:
 
 
 def test_pretrained_blocks_are_copied(tmp_path: Path, make_network: Maker, language_models: dict) -> None:
-    from transformers import AutoConfig, AutoModel
-
     torch.manual_seed(3)
     lm = AutoModel.from_config(AutoConfig.for_model(**language_models["bert"]))
     lm.save_pretrained(tmp_path / "lm")

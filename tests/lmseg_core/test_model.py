@@ -22,7 +22,7 @@ def test_logits_have_the_size_of_the_input(size: tuple[int, ...], make_network: 
     assert torch.isfinite(output.logits).all()
 
 
-@pytest.mark.parametrize("lm", [None, "bert", "gpt2", "llama"])
+@pytest.mark.parametrize("lm", [None, "bert", "gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_saving_and_loading_changes_no_bit(
     tmp_path: Path, ndim: int, lm: str | None, make_network: Maker, language_models: dict
