@@ -179,20 +179,39 @@ def verify(
 
 @app.command()
 def evaluate(
-    prediction: Annotated[str, typer.Argument(metavar="PRED", help="Label map: raster, volume or RUN.zarr.")],
-    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="True labels on the same grid.")],
+    prediction: Annotated[str, typer.Argument(metavar="PRED", help="Raster, volume, RUN.zarr, or a folder of them.")],
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="True labels: the same, on the same grid.")],
     ignore: Annotated[int | None, typer.Option(help="Value of the truth to leave out, besides its nodata.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="DISTANCE", help="At which outlines agree: mm, CRS units or pixels.")
+    ] = None,
+    surface: Annotated[bool, typer.Option(help="Compare outlines: boundary F1, HD95, surface Dice.")] = True,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write a page with pictures.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score labels against the truth.
 
-    IoU and Dice of each class, their means, pixel accuracy.
+    IoU, Dice, outlines and confusion of each class, pixel accuracy, calibration. Two folders are compared case by case.
     """
-    from flows.evaluate import evaluate as compare
-    from flows.evaluate import table
+    from flows.score_report import check_folder, write_report
+    from flows.score_tables import evaluate_with_progress, table
+    from flows.scores import told
 
-    scores = compare(prediction, truth, ignore)
-    print(json.dumps(scores, indent=1) if as_json else table(scores))
+    parameters = told(
+        prediction=prediction,
+        truth=truth,
+        ignore=ignore,
+        tolerance=tolerance,
+        surface=surface,
+        report=None if report is None else report.resolve(),
+    )
+    if parameters.report is not None:
+        check_folder(parameters.report)
+    evaluation = evaluate_with_progress(parameters)
+    page = None if parameters.report is None else write_report(evaluation, parameters.report, ignore)
+    print(json.dumps(evaluation.scores, indent=1) if as_json else table(evaluation))
+    if page is not None:
+        print(page, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()

@@ -1,0 +1,118 @@
+"""The report of an evaluation: a folder with a page, its pictures and the figures, there when it is complete."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+from flows.reliability import pooled
+from flows.score_charts import by_truth, confusion_chart, reliability_chart
+from flows.score_places import chosen, draw
+from flows.score_tables import Sheet, notes, sheets
+from flows.scores import Evaluation
+from tiling import InputError
+
+PAGE = "index.html"
+_OURS = re.compile(r"index\.html|scores\.json|(confusion|reliability|(worst|best)-\d)\.png")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1320px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 } img { max-width: 100% }
+th, td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; font-variant-numeric: tabular-nums }
+th:first-child, td:first-child { text-align: left } tr.sum td { border-top: 1px solid #888; font-weight: 600 }
+"""
+
+
+def check_folder(folder: Path) -> None:
+    """InputError where a folder holds anything but an earlier report, which would be replaced."""
+    if folder.is_dir():
+        foreign = sorted(f.name for f in folder.iterdir() if not _OURS.fullmatch(f.name))
+        if foreign:
+            raise InputError(f"{folder} holds {foreign[0]}, which is no part of a report; choose another folder")
+    elif folder.exists():
+        raise InputError(f"{folder} is a file; choose a folder for the report")
+
+
+def write_report(evaluation: Evaluation, folder: Path, ignore: int | None) -> Path:
+    """Writes the page `index.html`, `scores.json` and pictures; replaces an earlier report.
+
+    Raises:
+        InputError: where the folder holds something else or cannot be written; nothing is left then.
+    """
+    check_folder(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            _write(evaluation, part, ignore)
+            part.chmod(0o755)  # a temporary folder is its owner's alone
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.replace(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}; choose another folder or free some space") from error
+    return folder / PAGE
+
+
+def _write(evaluation: Evaluation, folder: Path, ignore: int | None) -> None:
+    scores = evaluation.scores
+    pictures = [("confusion.png", "Confusion", "Share of each class's true pixels, by what they were taken for.")]
+    confusion_chart(by_truth(scores["confusion"]["by_truth"]), evaluation.classes).save(folder / "confusion.png")
+    if (calibration := evaluation.calibration) is not None:
+        chart = reliability_chart(pooled(calibration.before), pooled(calibration.after), calibration.temperature)
+        chart.save(folder / "reliability.png")
+        text = (
+            "How often predictions of each confidence are right; the diagonal is a network that knows how sure to be."
+        )
+        pictures.append(("reliability.png", "Calibration", text))
+    for kind, places in zip(("worst", "best"), chosen(evaluation, ignore), strict=True):
+        for number, place in enumerate(places, 1):
+            name = f"{kind}-{number}.png"
+            draw(place, evaluation.classes, ignore).save(folder / name)
+            pictures.append((name, f"{kind.capitalize()} places" if number == 1 else "", ""))
+    text = json.dumps(scores, indent=1, ensure_ascii=False)
+    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(_page(evaluation, pictures), encoding="utf-8")
+
+
+def _page(evaluation: Evaluation, pictures: list[tuple[str, str, str]]) -> str:
+    cases = evaluation.scores["cases"]
+    first = cases[0]
+    what = f"{first['prediction']} against {first['truth']}"
+    if len(cases) > 1:
+        what = f"{len(cases)} cases, such as {what}"
+    body = [f"<h1>Evaluation</h1><p>{escape(what)}</p>", *map(_table, sheets(evaluation)), "<ul>"]
+    body += [f"<li>{escape(note)}</li>" for note in notes(evaluation)]
+    body.append("</ul>")
+    for name, title, text in pictures:
+        body += [f"<h2>{escape(title)}</h2>"] if title else []
+        body += [f"<p>{escape(text)}</p>"] if text else []
+        body.append(f'<p><img src="{name}" alt="{escape(title or name)}"></p>')
+    body.append(f'<p>All figures: <a href="scores.json">scores.json</a>. lmseg {version("lmseg")}.</p>')
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
+            f"<style>{_STYLE}</style></head><body>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+
+
+def _table(sheet: Sheet) -> str:
+    rows = [f"<h2>{escape(sheet.title or 'Classes')}</h2><table>", _row(sheet.heads, "th")]
+    for number, cells in enumerate(sheet.rows):
+        first_sum = number == len(sheet.rows) - sheet.sums
+        rows.append(_row(cells, "td", ' class="sum"' if first_sum else ""))
+    return "\n".join([*rows, "</table>"])
+
+
+def _row(cells: list[str], tag: str, kind: str = "") -> str:
+    return f"<tr{kind}>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
