@@ -2,8 +2,8 @@
 
     python benchmarks/dubai_tiles.py DUBAI OUT
 
-DUBAI holds `tile_1`, `tile_3` ... with nine image and nine label parts each, row by row. The source names no place, so
-each tile gets one of its own in UTM zone 40N, with pixels of 0.3 m: good for tools that want a place, not for measuring.
+DUBAI holds `tile_1`, `tile_3` ... with nine image and nine label parts each, row by row. The source names no place,
+so each tile gets one of its own in UTM zone 40N, with pixels of 0.3 m: for tools that want a place, not for measuring.
 """
 
 import argparse

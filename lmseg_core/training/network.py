@@ -82,13 +82,12 @@ def _started(told: ModelSettings) -> LMSegForSemanticSegmentation:
 
 
 def _class_fields(told: ModelSettings) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+    colours = [entry.colour for entry in told.classes]
+    return {
         "id2label": {i: entry.name for i, entry in enumerate(told.classes)},
         "codes": [entry.code for entry in told.classes],
+        "colours": colours if all(colours) else None,
     }
-    if all(entry.colour for entry in told.classes):
-        fields["colours"] = [entry.colour for entry in told.classes]
-    return fields
 
 
 def _adapter(language: LanguageSettings, steps: int) -> Adapter:

@@ -24,7 +24,7 @@ from lmseg_core.processor import LMSegImageProcessor
 from lmseg_core.training import census
 from lmseg_core.training.average import Average
 from lmseg_core.training.card import write_card
-from lmseg_core.training.console import Console
+from lmseg_core.training.console import Console, quietly
 from lmseg_core.training.network import build, count
 from lmseg_core.training.optimiser import optimiser, schedule
 from lmseg_core.training.pictures import draw_curves, draw_validation
@@ -75,10 +75,20 @@ def train(
     folder that holds a finished training with the same settings is not trained again. Raises ModelError for what
     cannot be trained on, TrainingError where a training had to stop.
     """
-    output = settings.output
     done = _claim(settings)
     if done is not None:
         return done
+    with quietly():
+        return _train(settings, training, validation, extra)
+
+
+def _train(
+    settings: Settings,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    extra: Sequence[TrainerCallback],
+) -> Report:
+    output = settings.output
     set_seed(settings.seed)
     network = build(settings)
     _check_bands(network, (*training, *validation))

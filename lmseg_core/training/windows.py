@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
@@ -232,7 +233,7 @@ class GridWindows(Dataset[Window]):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a window lies: the upright box of shape `reach(matrix, window)` from `start`, which may lie outside."""
+    """Where a window lies: in the upright box of shape `reach(matrix, window)` at `start`, partly outside perhaps."""
 
     example: Example
     matrix: augment.Matrix
@@ -241,44 +242,48 @@ class _Place:
 
     def labels(self) -> Tensor:
         """Return labels (*W) uint8, 255 outside the image."""
-        region = torch.from_numpy(self.example.labels.read(self._box()).astype(np.uint8))
-        if augment.is_exact(self.matrix):
+        region = torch.from_numpy(self.example.labels.read(self._box).astype(np.uint8))
+        if self._exact:
             return augment.reorder(self._padded(region, IGNORE), self.matrix)
-        return augment.resample_labels(region, self._grid())
+        return augment.resample_labels(region, self._grid)
 
     def image(self) -> Tensor:
         """Return the normalised image (C, *W) float32, 0 outside the image and where a band is invalid."""
-        region = _normalised(self.example.image.read(self._box()), self.example)
-        if augment.is_exact(self.matrix):
+        region = _normalised(self.example.image.read(self._box), self.example)
+        if self._exact:
             return augment.reorder(self._padded(region, 0), self.matrix)
-        return augment.resample(region, self._grid())
+        return augment.resample(region, self._grid)
 
-    def _box(self) -> Box:
-        """Return the part of the image to read."""
-        # Interpolation looks at one neighbour more.
-        margin = 0 if augment.is_exact(self.matrix) else 1
-        return tuple(
-            slice(min(max(0, at - margin), size), max(0, min(at + want + margin, size)))
-            for at, want, size in zip(self.start, self._extent(), self.example.labels.shape, strict=True)
-        )
+    @cached_property
+    def _exact(self) -> bool:
+        return augment.is_exact(self.matrix)
 
+    @cached_property
     def _extent(self) -> tuple[int, ...]:
         return augment.reach(self.matrix, self.window)
 
+    @cached_property
+    def _box(self) -> Box:
+        """The part of the image to read."""
+        margin = 0 if self._exact else 1  # interpolation looks at one neighbour more
+        return tuple(
+            slice(max(0, at - margin), min(at + want + margin, size))
+            for at, want, size in zip(self.start, self._extent, self.example.labels.shape, strict=True)
+        )
+
+    @cached_property
     def _grid(self) -> Tensor:
-        box = self._box()
-        centre = [
-            at + (want - 1) / 2 - part.start for at, want, part in zip(self.start, self._extent(), box, strict=True)
-        ]
-        return augment.sampling_grid(self.matrix, centre, [part.stop - part.start for part in box], self.window)
+        """Where the pixels of the window lie in that part."""
+        middles = zip(self.start, self._extent, self._box, strict=True)
+        centre = [at + (want - 1) / 2 - part.start for at, want, part in middles]
+        return augment.sampling_grid(self.matrix, centre, [part.stop - part.start for part in self._box], self.window)
 
     def _padded(self, region: Tensor, fill: int) -> Tensor:
-        extent = self._extent()
-        lead = region.shape[: region.ndim - len(extent)]
-        if region.shape[len(lead) :] == extent:
+        lead = region.shape[: region.ndim - len(self._extent)]
+        if region.shape[len(lead) :] == self._extent:
             return region
-        padded = torch.full((*lead, *extent), fill, dtype=region.dtype)
-        inside = [slice(part.start - at, part.stop - at) for part, at in zip(self._box(), self.start, strict=True)]
+        padded = torch.full((*lead, *self._extent), fill, dtype=region.dtype)
+        inside = [slice(part.start - at, part.stop - at) for part, at in zip(self._box, self.start, strict=True)]
         index: tuple[Any, ...] = (..., *inside)
         padded[index] = region
         return padded

@@ -1,0 +1,163 @@
+"""A training learns, resumes to the same weights, and stops with what it has."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from lmseg_core import LMSegForSemanticSegmentation, ModelError, Predictor
+from lmseg_core.errors import TrainingError
+from lmseg_core.training.run import train
+from lmseg_core.training.settings import Settings
+from lmseg_core.training.windows import Example, InMemory
+
+Examples = Callable[..., list[Example]]
+Make = Callable[..., Settings]
+
+
+class StopAt(TrainerCallback):
+    """Stops the process' training as a kill would, between two steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def with_third_class(examples: list[Example]) -> list[Example]:
+    """The class of a pixel far above zero is another one."""
+    (example,) = examples
+    image = example.image.read((slice(None), slice(None)))
+    labels = ((image[0] > 0).astype(np.uint8) + (image[0] > 1)).astype(np.uint8)
+    return [replace(example, labels=InMemory(labels))]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_training_learns_and_leaves_a_model_with_its_figures(
+    make_settings: Make, make_examples: Examples, ndim: int
+) -> None:
+    settings = make_settings({"optimise.steps": 60, "watch.evaluate": 30}, ndim)
+    report = train(settings, make_examples(2, 1, ndim, 24), make_examples(1, 2, ndim, 24))
+    assert report.figures["pixel_accuracy"] > 0.9
+    assert report.steps == 60
+    assert report.trained == report.weights
+    predictor = Predictor.from_pretrained(report.folder, device="cpu")
+    image = make_examples(1, 2, ndim, 24)[0]
+    values, truth = image.image.read((slice(None),) * ndim), image.labels.read((slice(None),) * ndim)
+    labels = predictor(predictor.place(values.copy())[None])[0].argmax(0).numpy()
+    # The figure is of the file that was written: what a user predicts with it agrees.
+    assert float((labels == truth).mean()) == pytest.approx(report.figures["pixel_accuracy"], abs=0.02)
+    card = (Path(report.folder) / "README.md").read_text()
+    assert settings.digest in card
+    assert f"{report.figures['mean_iou']:.3f}" in card
+    for picture in ("curves.png", "validation.png"):
+        assert Image.open(settings.output / picture).size[0] > 50
+
+
+def test_a_killed_training_resumes_to_the_weights_of_an_unbroken_one(
+    make_settings: Make, make_examples: Examples, tmp_path: Path
+) -> None:
+    changes = {"model.config": {"widths": [8, 12], "dropout": 0.3}, "augment.noise": 0.1, "data.workers": 1}
+    data = make_examples(2, 1), make_examples(1, 2)
+    whole = train(make_settings(changes | {"output": str(tmp_path / "whole")}), *data)
+    broken = make_settings(changes | {"output": str(tmp_path / "broken")})
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, *data, [StopAt(6)])
+    assert not (broken.output / "model").exists()
+    # A checkpoint that was cut off does not count.
+    (broken.output / "checkpoint-7").mkdir()
+    resumed = train(broken, *data)
+    assert resumed.figures == whole.figures
+    mine, theirs = (load_file(Path(report.folder) / "model.safetensors") for report in (resumed, whole))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_finished_training_is_not_done_again_and_another_one_is_refused(
+    make_settings: Make, make_examples: Examples
+) -> None:
+    data = make_examples(1, 1), make_examples(1, 2)
+    first = train(make_settings(), *data)
+    assert train(make_settings(), *data, [StopAt(1)]) == first
+    with pytest.raises(ModelError, match=r"another optimise\.rate; pass --fresh"):
+        train(make_settings({"optimise.rate": 0.5}), *data)
+
+
+def test_a_folder_with_other_files_is_left_alone(make_settings: Make, make_examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(ModelError, match="holds other files"):
+        train(make_settings(), make_examples(1, 1), make_examples(1, 2))
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_checkpoint(
+    make_settings: Make, make_examples: Examples
+) -> None:
+    class Poison(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if state.global_step == 5:
+                with torch.no_grad():
+                    next(named["model"].parameters()).fill_(float("nan"))
+
+    settings = make_settings()
+    with pytest.raises(TrainingError, match=r"the loss became nan in step 6, on windows of image 0"):
+        train(settings, make_examples(1, 1), make_examples(1, 2), [Poison()])
+    assert (settings.output / "checkpoint-4" / "complete.json").exists()
+    best = LMSegForSemanticSegmentation.from_pretrained(settings.output / "best")
+    assert all(bool(torch.isfinite(weight).all()) for weight in best.parameters())
+
+
+def test_frozen_parts_stay_as_they_were(make_settings: Make, make_examples: Examples) -> None:
+    data = make_examples(1, 1), make_examples(1, 2)
+    first = train(make_settings(), *data)
+    again = make_settings({"model.start": first.folder, "optimise.freeze": ["encoder"], "output": f"{first.folder}-2"})
+    second = train(again, *data)
+    before, after = (load_file(Path(report.folder) / "model.safetensors") for report in (first, second))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("encoder.")} <= same
+    assert any(not name.startswith("encoder.") for name in before.keys() - same)
+    assert second.trained < second.weights
+
+
+def test_other_classes_start_with_a_new_head(make_settings: Make, make_examples: Examples) -> None:
+    first = train(make_settings(), make_examples(1, 1), make_examples(1, 2))
+    classes = [{"name": name} for name in ("x", "y", "z")]
+    changes = {"model.start": first.folder, "model.classes": classes, "output": f"{first.folder}-2"}
+    with pytest.raises(ModelError, match='"z"'):  # no label has it
+        train(make_settings(changes), make_examples(1, 1), make_examples(1, 2))
+    changes["output"] = f"{first.folder}-3"
+    changes["optimise.freeze"] = ["encoder"]
+    second = train(make_settings(changes), with_third_class(make_examples(1, 1)), with_third_class(make_examples(1, 2)))
+    before, after = (load_file(Path(report.folder) / "model.safetensors") for report in (first, second))
+    assert [len(weights["head.bias"]) for weights in (before, after)] == [2, 3]
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+
+
+def test_training_stops_early_where_nothing_improves(make_settings: Make, make_examples: Examples) -> None:
+    changes = {"watch.patience": 1, "optimise.rate": 1e-12, "optimise.steps": 40, "optimise.ema": 0.0}
+    report = train(make_settings(changes), make_examples(1, 1), make_examples(1, 2))
+    assert report.steps < 40
+
+
+def test_bands_and_images_must_agree(make_settings: Make, make_examples: Examples) -> None:
+    settings = make_settings({"model.bands": ["a", "b", "c"]})
+    with pytest.raises(ModelError, match=r"image 0 has 2 bands and model\.bands 3"):
+        train(settings, make_examples(1, 1), make_examples(1, 2))
+
+
+def test_half_the_size_predicts_as_measured(make_settings: Make, make_examples: Examples) -> None:
+    report = train(make_settings({"model.save_as": "float16"}), make_examples(1, 1), make_examples(1, 2))
+    weights = load_file(Path(report.folder) / "model.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
+    assert json.loads((Path(report.folder).parent / "report.json").read_text())["figures"] == report.figures
