@@ -18,11 +18,13 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.parameters import RegionParameters, VolumeParameters
+from flows.scores import EvaluationParameters
 from tests.local_server import PATIENCE, ROOT, Server, stop, wait_for
 
 DEPLOYMENTS = ROOT / "deployments"
 PREFECT_YAML = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())
-MODELS = {"segment_region": RegionParameters, "segment_volume": VolumeParameters}
+SEGMENT = {"segment_region": RegionParameters, "segment_volume": VolumeParameters}
+MODELS = SEGMENT | {"evaluate": EvaluationParameters}
 
 # ------------------------------------------------------------------------------------------------- files
 
@@ -34,11 +36,10 @@ def entries() -> list[Any]:
     ]
 
 
-def test_both_flows_have_every_deployment() -> None:
+def test_flows_have_their_deployments() -> None:
     names = {(entry["entrypoint"], entry["name"]) for entry in PREFECT_YAML["deployments"]}
-    assert names == {
-        (f"flows.segment:{flow}", place) for flow in MODELS for place in ("local", "container", "kubernetes")
-    }
+    segment = {(f"flows.segment:{flow}", place) for flow in SEGMENT for place in ("local", "container", "kubernetes")}
+    assert names == segment | {("flows.evaluate:evaluate", "local")}
 
 
 @pytest.mark.parametrize("entry", entries())
@@ -59,11 +60,11 @@ def test_entry_is_complete(entry: dict[str, Any]) -> None:
 
 
 def test_local_deployments_ship_a_paused_nightly_schedule() -> None:
-    local = [entry for entry in PREFECT_YAML["deployments"] if entry["name"] == "local"]
+    local = [e for e in PREFECT_YAML["deployments"] if e["name"] == "local" and "flows.segment" in e["entrypoint"]]
     assert [entry["schedules"][0]["slug"] for entry in local] == ["nightly", "nightly"]
 
 
-@pytest.mark.parametrize("model", MODELS.values())
+@pytest.mark.parametrize("model", SEGMENT.values())
 def test_form_takes_what_the_model_takes(model: type[RegionParameters] | type[VolumeParameters]) -> None:
     """The server checks a run against the JSON schema before pydantic sees it: the two must agree."""
     from prefect.utilities.callables import parameter_schema
@@ -76,6 +77,18 @@ def test_form_takes_what_the_model_takes(model: type[RegionParameters] | type[Vo
     for parameters in (told, stored):
         assert not validate({"parameters": parameters}, schema)
     assert validate({"parameters": {**told, "overlap": 1}}, schema)
+
+
+def test_form_takes_what_an_evaluation_takes() -> None:
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools.validation import validate
+
+    schema = parameter_schema(load_flow_from_entrypoint("flows.evaluate:evaluate")).model_dump_for_openapi()
+    told = {"prediction": "/a", "truth": "/b", "tolerance": 1.5, "report": "/out"}
+    stored = json.loads(EvaluationParameters.model_validate(told).model_dump_json())
+    for parameters in (told, stored):
+        assert not validate({"parameters": parameters}, schema)
+    assert validate({"parameters": {**told, "tolerance": 0}}, schema)
 
 
 def test_kubernetes_files_name_the_same_things() -> None:
@@ -162,7 +175,7 @@ def told(**parameters: Any) -> tuple[str, str]:
 def test_every_deployment_is_there(server: Server) -> None:
     found = server.post("/deployments/filter")
     assert {entry["name"] for entry in found} == {"local", "container", "kubernetes"}
-    assert len(found) == 6
+    assert len(found) == len(PREFECT_YAML["deployments"])
     assert not any(schedule["active"] for entry in found for schedule in entry["schedules"])
     assert {entry["global_concurrency_limit"]["limit"] for entry in found if entry["name"] == "local"} == {1}
 
