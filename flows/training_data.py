@@ -72,10 +72,11 @@ class LabelPixels:
                 raise InputError(f"{self.source.uri} holds fractions, not labels; give a label map")
             values = rounded
         labels = values.astype(np.int64)
-        mapped = labels.copy()
+        mapped: NDArray[Any] = labels.copy()
         for value, to in self.lookup:
             mapped[labels == value] = to
-        return mapped.astype(np.uint8) if 0 <= mapped.min(initial=0) <= mapped.max(initial=0) < 256 else mapped
+        fits = int(mapped.min(initial=0)) >= 0 and int(mapped.max(initial=0)) < 256
+        return mapped.astype(np.uint8) if fits else mapped
 
 
 def examples(data: DataSettings, pairs: Sequence[Pairs], names: Sequence[str]) -> list[Example]:
@@ -215,7 +216,7 @@ def _read(source: Source, box: tuple[slice, ...]) -> NDArray[Any]:
         values = values.astype(np.float32)
         values[:, ~pixels.valid] = math.nan
     turned = values.transpose(0, *(a + 1 for a in order))
-    return np.flip(turned, [a + 1 for a in flips])
+    return np.flip(turned, tuple(a + 1 for a in flips))
 
 
 def _turned_shape(shape: tuple[int, ...], affine: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:

@@ -10,9 +10,12 @@ from lmseg_core.config import LMSegConfig
 from lmseg_core.training.settings import Settings
 
 
-def write_card(path: Path, settings: Settings, config: LMSegConfig, report: Mapping[str, Any]) -> None:
-    """Write what the model is, what it learned from, and what was measured; `report` is that of the training."""
+def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> None:
+    """Write what the model is, what it learned from, and what was measured; `report` is that of the training.
+
+    The folder of `path` holds the model."""
     told, figures = settings.card, report["figures"]
+    config = LMSegConfig.from_pretrained(path.parent)
     head = {
         "license": told.licence,
         "library_name": "transformers",

@@ -17,12 +17,14 @@ from lmseg_core.training.trainer import WindowTrainer
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers from drawing a bar for every file it reads and writes."""
-    shown = logging.is_progress_bar_enabled()
+    """Keep transformers from drawing a bar for every file, and from reporting what is meant to be."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmseg_core import bundled
@@ -78,7 +79,8 @@ def _started(told: ModelSettings) -> LMSegForSemanticSegmentation:
     network: LMSegForSemanticSegmentation = LMSegForSemanticSegmentation.from_pretrained(
         folder, config=config, ignore_mismatched_sizes=True
     )
-    return network.float()
+    nn.Module.to(network, torch.float32)
+    return network
 
 
 def _class_fields(told: ModelSettings) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def train(
     folder that holds a finished training with the same settings is not trained again. Raises ModelError for what
     cannot be trained on, TrainingError where a training had to stop.
     """
-    done = _claim(settings)
+    done = _earlier(settings)
     if done is not None:
         return done
     with quietly():
@@ -96,13 +96,18 @@ def _train(
     names = [entry.name for entry in network.config.classes]
     counted = census.take(training, len(names), names)
     counted.check(names)
+    census.take(validation, len(names), names)  # refuses labels that are no class, before the first step
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / SETTINGS, {"digest": settings.digest, "settings": settings.model_dump(mode="json")})
     length = settings.optimise.steps * settings.optimise.batch * settings.optimise.accumulate * _processes()
     half = settings.data.cache // 2
     random_windows = RandomWindows(cached(training, half), counted, settings, length)
     grid_windows = GridWindows(cached(validation, half), tuple(settings.data.window))
     processor = _processor(settings, training)
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[network.config.ndim]
-    network.to(memory_format=layout)
+    if settings.optimise.checkpointing:
+        network.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+    network.to(memory_format=layout)  # type: ignore[call-arg]  # torch's stubs forget it
     chosen = optimiser(network.parts(), settings.optimise)
     trainer = WindowTrainer(
         model=network,
@@ -137,7 +142,7 @@ def _train(
     )
     draw_curves(trainer.state.log_history, settings.watch.metric, output / "curves.png")
     draw_validation(finished, grid_windows, finished.config.colours, output / "validation.png")
-    write_card(output / "model" / "README.md", settings, finished.config, asdict(report))
+    write_card(output / "model" / "README.md", settings, asdict(report))
     (output / REPORT).write_text(json.dumps(asdict(report), indent=1))  # last: a training with a report is done
     return report
 
@@ -153,15 +158,13 @@ def measure(network: nn.Module, windows: GridWindows, batch: int, classes: int) 
     return scores.result()
 
 
-def _claim(settings: Settings) -> Report | None:
-    """Make the folder this training's; return its report where it is done already."""
+def _earlier(settings: Settings) -> Report | None:
+    """Return the report of this training where it is done already; ModelError where the folder is another's."""
     output, mine = settings.output, settings.model_dump(mode="json")
     file = output / SETTINGS
     if not file.exists():
         if output.exists() and any(output.iterdir()):
             raise ModelError(f"{output} holds other files; give an empty or new folder as output.")
-        output.mkdir(parents=True, exist_ok=True)
-        _write(file, {"digest": settings.digest, "settings": mine})
         return None
     kept = json.loads(file.read_text())
     if kept["digest"] != settings.digest:
@@ -225,7 +228,6 @@ def _arguments(settings: Settings) -> TrainingArguments:
         per_device_train_batch_size=told.batch,
         per_device_eval_batch_size=told.batch,
         gradient_accumulation_steps=told.accumulate,
-        **({"gradient_checkpointing": True} if told.checkpointing else {}),  # the name is deprecated since 5.20
         max_grad_norm=told.clip,
         bf16=told.precision == "bfloat16",
         fp16=told.precision == "float16",
@@ -293,7 +295,9 @@ def _finish(settings: Settings, processor: LMSegImageProcessor) -> LMSegForSeman
     if settings.model.save_as == "float16":
         nn.Module.to(network, torch.float16)
     _keep(network, processor, output / "model")
-    return network.float().eval()
+    nn.Module.to(network, torch.float32)
+    network.train(False)
+    return network
 
 
 def _write(path: Path, content: Any) -> None:
