@@ -68,7 +68,8 @@ def measure_of(labels: LabelMap, tolerance: float | None) -> Measure:
         default = 2.0 if space.crs else min(_DIAGONAL * math.hypot(*space.shape), _REACH[2] - 1)
         measure = Measure(np.eye(2), "px", tolerance or default)
     else:
-        default = 1.0 if space.ndim == 3 else 2 * math.sqrt(space.cell)
+        # Two pixels, in the mean of their sides.
+        default = 1.0 if space.ndim == 3 else sum(space.spacing)
         measure = Measure(world, unit, tolerance or default)
     reach = max(halo(measure.steps, measure.tolerance))
     if reach > _REACH[space.ndim]:
