@@ -102,7 +102,7 @@ def _train(
     length = settings.optimise.steps * settings.optimise.batch * settings.optimise.accumulate * _processes()
     half = settings.data.cache // 2
     random_windows = RandomWindows(cached(training, half), counted, settings, length)
-    grid_windows = GridWindows(cached(validation, half), tuple(settings.data.window))
+    grid_windows = GridWindows(cached(validation, half), network.config.tile)
     processor = _processor(settings, training)
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[network.config.ndim]
     if settings.optimise.checkpointing:
