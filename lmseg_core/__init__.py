@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmseg_core.adapters import Adapter, adapt, load_adapter, merge, save_adapter, update_rank
+    from lmseg_core.backbone import load_backbone
     from lmseg_core.classes import SegmentClass
     from lmseg_core.config import LMSegConfig
     from lmseg_core.errors import ModelError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lmseg_core.model import LMSegForSemanticSegmentation, LMSegOutput
     from lmseg_core.predictor import Predictor
     from lmseg_core.processor import LMSegImageProcessor
+    from lmseg_core.text import TextEncoder
 
 __all__ = [
     "Adapter",
@@ -28,19 +30,16 @@ __all__ = [
     "ModelError",
     "Predictor",
     "SegmentClass",
+    "TextEncoder",
     "adapt",
     "load_adapter",
+    "load_backbone",
     "merge",
     "save_adapter",
     "update_rank",
 ]
 
 _HOME = {
-    "update_rank": "adapters",
-    "save_adapter": "adapters",
-    "merge": "adapters",
-    "load_adapter": "adapters",
-    "adapt": "adapters",
     "Adapter": "adapters",
     "Confusion": "metrics",
     "LMSegConfig": "config",
@@ -50,6 +49,13 @@ _HOME = {
     "ModelError": "errors",
     "Predictor": "predictor",
     "SegmentClass": "classes",
+    "TextEncoder": "text",
+    "adapt": "adapters",
+    "load_adapter": "adapters",
+    "load_backbone": "backbone",
+    "merge": "adapters",
+    "save_adapter": "adapters",
+    "update_rank": "adapters",
 }
 
 

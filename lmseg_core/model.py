@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -16,14 +17,18 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from lmseg_core.adapters import Adapter, freeze, inject
+from lmseg_core.backbone import backbone_dict, load_backbone
 from lmseg_core.blocks import CONV, DROPOUT, resize
 from lmseg_core.bridge import Bridge, Gain, MLPBlock, Tokens
 from lmseg_core.config import LMSegConfig
 from lmseg_core.decoder import DECODERS
-from lmseg_core.encoder import Encoder
+from lmseg_core.errors import ModelError
+from lmseg_core.fusion import fill_missing, make_encoder
+from lmseg_core.head import TAU, TextHead
 from lmseg_core.language import language_blocks, load_blocks
 from lmseg_core.loss import segmentation_loss
 from lmseg_core.processor import LMSegImageProcessor
+from lmseg_core.text import check_names
 
 
 @dataclass
@@ -50,15 +55,22 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
     def __init__(self, config: LMSegConfig) -> None:
         super().__init__(config)
         classes = len(config.classes)
-        self.encoder = Encoder(config.ndim, config.in_channels, config.widths, config.blocks, config.stride)
+        self.encoder = make_encoder(config)
         self.bridge = _bridge(config)
         self.decoder = DECODERS[config.decoder](config.ndim, config.widths)
         self.dropout = DROPOUT[config.ndim](config.dropout)
         widths = self.decoder.widths
-        self.head = CONV[config.ndim](widths[0], classes, 1)
-        self.auxiliary = nn.ModuleList(
-            CONV[config.ndim](width, classes, 1) for width in widths[1 : 1 + config.deep_supervision]
+        closed = config.head == "closed"
+        self.head = (
+            CONV[config.ndim](widths[0], classes, 1) if closed else TextHead(widths[0], config.text_size, classes)
         )
+        self.auxiliary = nn.ModuleList(
+            CONV[config.ndim](width, classes if closed else widths[0], 1)
+            for width in widths[1 : 1 + config.deep_supervision]
+        )
+        stored = torch.zeros(1, config.context_length, config.context_size) if config.context_length else None
+        self.stored_context: Tensor | None
+        self.register_buffer("stored_context", stored)
         self.post_init()  # type: ignore[no-untyped-call]
         if config.lm_adapter is not None:
             assert self.bridge is not None
@@ -92,24 +104,41 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             load_blocks(list(model.bridge.blocks), name_or_path, blocks)
         return model
 
+    @classmethod
+    def with_backbone(cls, config: LMSegConfig, name_or_path: str) -> "LMSegForSemanticSegmentation":
+        """Return a new network whose encoder is a pretrained transformers backbone, for any number of bands.
+
+        `name_or_path` is a hub name or a folder. Its configuration is written into a copy of `config`, so that the
+        network saves and loads without it. For a pretrained language model besides, pass the configuration of this
+        network to `with_language_model`, then the new network to `load_backbone`.
+        """
+        model = cls(LMSegConfig(**{**config.to_dict(), "backbone_config": backbone_dict(name_or_path)}))
+        load_backbone(model, name_or_path)
+        return model
+
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool = True
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        return_dict: bool = True,
     ) -> LMSegOutput | tuple[Tensor, ...]:
         """Return logits (B, K, *S) at the resolution of `pixel_values` (B, C, *S), and the loss where labels
         are given.
 
         `pixel_values` are normalised float; `labels` are integer (B, *S) with 255 for pixels to ignore. Any
         spatial size is allowed: it is padded inside to a multiple of the coarsest stage, by repeating the
-        border.
+        border. source_mask (B, n) bool: which sources are there; one that is all NaN is not. context: text tokens
+        (B or 1, T, context_size), by default the stored ones. Raises ModelError.
         """
         size = tuple(pixel_values.shape[2:])
-        x = self._pad(pixel_values, size)
-        features = self.encoder(x)  # (B, C, *S') -> [(B, w_i, *S'/(stride 2^i))]
-        if self.bridge is not None:
-            features[-1] = self.bridge(features[-1])
+        features = self._encode(pixel_values, source_mask)  # (B, C, *S) -> [(B, w_i, *S'/(stride 2^i))]
+        features[-1] = self._cross(features[-1], context)
         embeddings = self.decoder(features)
-        logits = resize(self.head(self.dropout(embeddings[0])), tuple(x.shape[2:]))  # -> (B, K, *S')
-        logits = _crop(logits, size)  # (B, K, *S') -> (B, K, *S)
+        logits = self.head(self.dropout(embeddings[0]))  # -> (B, K, *S'/stride)
+        full = tuple(n * self.config.stride for n in logits.shape[2:])
+        logits = _crop(resize(logits, full), size)  # (B, K, *S'/stride) -> (B, K, *S') -> (B, K, *S)
         auxiliary = self._auxiliary(embeddings, size) if self.training and self.auxiliary else None
         loss = None if labels is None else self._loss(logits, auxiliary, labels)
         output = LMSegOutput(loss=loss, logits=logits, auxiliary=auxiliary)
@@ -123,11 +152,68 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         parts["head"] = nn.ModuleList([self.head, self.auxiliary]) if self.auxiliary else self.head
         return parts
 
+    def set_classes(self, names: Sequence[str], embeddings: Tensor, colours: Sequence[str] | None = None) -> None:
+        """Make a network with a text head know these classes, with embeddings (K, D) of `TextEncoder.classes`.
+
+        Classes of the same name as before keep their bias, colour and code. Raises ModelError on another head, on a
+        class without a name, or on embeddings of another shape.
+        """
+        head = self.head
+        if not isinstance(head, TextHead):
+            raise ModelError('the network has head "closed", whose classes are fixed; train one with head "text".')
+        check_names(names)
+        if tuple(embeddings.shape) != (len(names), self.config.text_size):
+            raise ModelError(
+                f"the embeddings have shape {tuple(embeddings.shape)}; {len(names)} classes need "
+                f"{(len(names), self.config.text_size)}."
+            )
+        before = {entry.name: entry for entry in self.config.classes}
+        kept = [before.get(name) for name in names]
+        settings = self.config.to_dict() | {"id2label": dict(enumerate(names)), "label2id": None}
+        settings["codes"] = [entry and entry.code for entry in kept]
+        fresh = LMSegConfig(**settings | {"colours": colours})
+        if colours is None:
+            fresh.colours = [
+                entry.color if entry else colour for entry, colour in zip(kept, fresh.colours, strict=True)
+            ]
+        head.replace(embeddings, [entry and entry.value for entry in kept])
+        self.config = fresh
+
+    def set_context(self, text: str, tokens: Tensor) -> None:
+        """Store a text's tokens (1, T, context_size), of `TextEncoder.tokens`, as what forward uses by default."""
+        if tokens.ndim != 3 or len(tokens) != 1 or tokens.shape[-1] != self.config.context_size:
+            raise ModelError(
+                f"the context has shape {tuple(tokens.shape)}; this network takes (1, T, {self.config.context_size})."
+            )
+        self.stored_context = tokens.detach().to(self.device, self.dtype)
+        self.config.context, self.config.context_length = text, tokens.shape[1]
+
+    def _encode(self, x: Tensor, source_mask: Tensor | None) -> list[Tensor]:
+        sources = self.config.sources
+        if sources is None:
+            if source_mask is not None:
+                raise ModelError("source_mask is given, but config.json has no sources; leave it out.")
+            return cast(list[Tensor], self.encoder(self._pad(x)))
+        x, present = fill_missing(x, sources, source_mask)
+        told = (present,) if self.config.fusion == "separate" else ()
+        return cast(list[Tensor], self.encoder(self._pad(x), *told))
+
+    def _cross(self, x: Tensor, context: Tensor | None) -> Tensor:
+        context = self.stored_context if context is None else context
+        if self.bridge is not None and (context is None or self.config.bridge == "language"):
+            return cast(Tensor, self.bridge(x, context))
+        if context is not None:
+            raise ModelError(f'context is given, but the network has bridge "{self.config.bridge}"; leave it out.')
+        return x
+
     def _auxiliary(self, embeddings: list[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
         steps = [self.config.stride * 2**i for i in range(1, 1 + len(self.auxiliary))]
+        coarse = [head(embedding) for head, embedding in zip(self.auxiliary, embeddings[1:], strict=False)]
+        if isinstance(self.head, TextHead):
+            coarse = [self.head(embedding) for embedding in coarse]  # (B, w_0, *S'/step) -> (B, K, *S'/step)
         return tuple(
-            _crop(head(embedding), [-(-n // step) for n in size])  # (B, w_i, *S'/step) -> (B, K, *S/step)
-            for head, embedding, step in zip(self.auxiliary, embeddings[1:], steps, strict=False)
+            _crop(logits, [-(-n // step) for n in size])  # (B, K, *S'/step) -> (B, K, *S/step)
+            for logits, step in zip(coarse, steps, strict=True)
         )
 
     def _loss(self, logits: Tensor, auxiliary: tuple[Tensor, ...] | None, labels: Tensor) -> Tensor:
@@ -138,8 +224,8 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             total += 1 / 2**i
         return loss / total
 
-    def _pad(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        amounts = [amount for n in reversed(size) for amount in (0, -n % self.config.multiple)]
+    def _pad(self, x: Tensor) -> Tensor:
+        amounts = [amount for n in reversed(x.shape[2:]) for amount in (0, -n % self.config.multiple)]
         return nn.functional.pad(x, amounts, mode="replicate") if any(amounts) else x
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -149,6 +235,10 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             init.constant_(module.weight, module.initial)
         elif isinstance(module, Tokens):
             init.normal_(module.weight, std=0.02)
+        elif isinstance(module, TextHead):
+            init.constant_(module.tau, TAU)
+            init.zeros_(module.bias)
+            init.zeros_(module.embeddings)
         elif isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
             init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from lmseg_core import bundled
+from lmseg_core.adapters import merge
 from lmseg_core.classes import SegmentClass
 from lmseg_core.errors import ModelError
 from lmseg_core.model import LMSegForSemanticSegmentation
@@ -122,8 +123,16 @@ class Predictor:
     def _score(self, batch: Tensor) -> Tensor:
         with torch.inference_mode():
             values = normalise(batch.to(self._device), *self._bound())
-            logits = self._network(values.contiguous(memory_format=_FORMAT[self.ndim])).logits
+            values = values.contiguous(memory_format=_FORMAT[self.ndim])
+            logits = self._network(values, source_mask=self._present(values)).logits
             return torch.softmax(logits.float(), dim=1).contiguous()
+
+    def _present(self, values: Tensor) -> Tensor | None:
+        """Return which sources a window has, (B, n) bool: `place` fills what is missing with the mean, here zero."""
+        sources = self._network.config.sources
+        if sources is None:
+            return None
+        return torch.stack([part.flatten(1).any(1) for part in torch.split(values, sources, dim=1)], dim=1)
 
     def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None]]:
         return type(self), self._arguments
@@ -181,6 +190,12 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise ModelError(f"{path / bundled.WEIGHTS} lacks {first}; save it again with the same config.json.")
+    if report["unexpected_keys"]:
+        first = sorted(report["unexpected_keys"])[0]
+        raise ModelError(
+            f"{path / bundled.WEIGHTS} has {first}, which its config.json has no use for; save both again."
+        )
+    merge(network)  # an adapter would cost time in every window
     network = network.to(device, memory_format=_FORMAT[network.config.ndim]).eval()
     return _Loaded(network, processor, device, digest.hexdigest())
 
