@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmseg_core.adapters import Adapter, adapt, load_adapter, merge, save_adapter, update_rank
+    from lmseg_core.adapters import Adapter, adapt, load_adapter, merge, orthogonality, save_adapter, update_rank
     from lmseg_core.backbone import load_backbone
     from lmseg_core.classes import SegmentClass
     from lmseg_core.config import LMSegConfig
@@ -35,6 +35,7 @@ __all__ = [
     "load_adapter",
     "load_backbone",
     "merge",
+    "orthogonality",
     "save_adapter",
     "update_rank",
 ]
@@ -54,6 +55,7 @@ _HOME = {
     "load_adapter": "adapters",
     "load_backbone": "backbone",
     "merge": "adapters",
+    "orthogonality": "adapters",
     "save_adapter": "adapters",
     "update_rank": "adapters",
 }

@@ -100,9 +100,7 @@ def inject(bridge: Bridge, adapter: Adapter) -> None:
     elif adapter.method == "adapter":
         for block in bridge.blocks:
             _inject_bottlenecks(block, adapter)
-    elif adapter.method == "prefix":
-        if bridge.prefix is not None:
-            raise ModelError("the network has lm_prefix tokens already; set lm_prefix to 0 or use another method.")
+    elif adapter.method == "prefix" and bridge.prefix is None:  # lm_prefix may have made them
         bridge.prefix = Tokens(adapter.rank, bridge.enter.out_features).to(bridge.enter.weight)
     freeze(bridge, adapter)
 

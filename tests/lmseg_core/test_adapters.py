@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmseg_core import Adapter, LMSegForSemanticSegmentation, ModelError
+from lmseg_core import Adapter, LMSegForSemanticSegmentation, LMSegImageProcessor, ModelError, Predictor
 from lmseg_core.adapters import adapt, load_adapter, merge, orthogonality, ranks, save_adapter, update_rank
 
 Maker = Callable[..., LMSegForSemanticSegmentation]
@@ -189,3 +189,27 @@ def test_without_peft_the_way_to_it_is_told() -> None:
     )
     failed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert "needs peft, which is not installed; pip install 'lmseg[train]'" in failed.stderr
+
+
+def test_prefix_tokens_that_are_there_are_the_ones_trained(
+    tmp_path: Path, make_network: Maker, language_models: dict, x: torch.Tensor
+) -> None:
+    network = make_network(lm=language_models["bert"], lm_prefix=4)
+    torch.nn.init.normal_(network.bridge.gate.weight)
+    before = network(x).logits
+    adapt(network, adapter("prefix"))
+    assert torch.equal(network(x).logits, before)
+    network.save_pretrained(tmp_path)
+    assert torch.equal(LMSegForSemanticSegmentation.from_pretrained(tmp_path).eval()(x).logits, before)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "adapter", "prefix"])
+def test_a_predictor_folds_adapters_in(tmp_path: Path, method: str, bridged: Callable, x: torch.Tensor) -> None:
+    network = bridged("bert")
+    adapt(network, adapter(method))
+    shake(network)
+    network.save_pretrained(tmp_path)
+    LMSegImageProcessor(mode="image").save_pretrained(tmp_path)
+    model = Predictor.from_pretrained(tmp_path, device="cpu").with_statistics([0, 0], [1, 1])
+    assert torch.allclose(model(x), network(x).logits.softmax(1), atol=1e-5)
+    assert not any("lora" in name for name in model._network.state_dict())

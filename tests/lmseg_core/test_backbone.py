@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoBackbone, AutoConfig
+from transformers import AutoBackbone, AutoConfig, AutoModel
 
 from lmseg_core import LMSegForSemanticSegmentation, ModelError, load_backbone
 from lmseg_core.backbone import BackboneEncoder, adapt_bands
@@ -83,7 +83,9 @@ def test_pretrained_weights_meet_other_bands(tmp_path: Path, name: str, make_net
 def test_backbone_and_language_model_go_together(tmp_path: Path, make_network: Maker, language_models: dict) -> None:
     theirs = AutoBackbone.from_config(AutoConfig.for_model(**BACKBONES["resnet"]))
     theirs.save_pretrained(tmp_path)
-    network = make_network(widths=WIDTHS, lm=language_models["bert"], backbone_config=BACKBONES["resnet"])
+    AutoModel.from_config(AutoConfig.for_model(**language_models["bert"])).save_pretrained(tmp_path / "lm")
+    first = LMSegForSemanticSegmentation.with_backbone(make_network(widths=WIDTHS).config, str(tmp_path))
+    network = LMSegForSemanticSegmentation.with_language_model(first.config, str(tmp_path / "lm"), 2)
     load_backbone(network, str(tmp_path))
     mine = network.encoder.backbone.state_dict()
     assert all(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
-from lmseg_core import LMSegForSemanticSegmentation
+from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation
 from lmseg_core.blocks import resize
 from lmseg_core.encoder import Encoder
 
@@ -131,3 +131,15 @@ def test_checkpointing_gives_the_same_gradient(decoder: str, make_network: Maker
         network(x, labels=labels).loss.backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_presets_save_exactly(tmp_path: Path, name: str, ndim: int) -> None:
+    config = LMSegConfig.preset(name, ndim=ndim, in_channels=2, stride=2, deep_supervision=1, bridge="mlp")
+    network = LMSegForSemanticSegmentation(config).eval()
+    torch.nn.init.ones_(network.bridge.gate.weight)
+    x = torch.randn(1, 2, *(32,) * ndim)
+    network.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(LMSegForSemanticSegmentation.from_pretrained(tmp_path).eval()(x).logits, network(x).logits)

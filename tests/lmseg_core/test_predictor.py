@@ -6,13 +6,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lmseg_core import ModelError, Predictor, SegmentClass
+from lmseg_core import LMSegImageProcessor, ModelError, Predictor, SegmentClass
 
 
 def raw(seed: int = 0, size: tuple[int, ...] = (16, 16)) -> np.ndarray:
@@ -163,8 +164,22 @@ def test_damaged_folders_are_refused(fixed_folder: Path, tmp_path: Path) -> None
     (deeper / "config.json").write_text(json.dumps(settings | {"blocks": 2}))
     with pytest.raises(ModelError, match=r"model.safetensors lacks .*; save it again"):
         Predictor.from_pretrained(deeper)
+    shallower = tmp_path / "shallower"
+    shutil.copytree(fixed_folder, shallower)
+    (shallower / "config.json").write_text(json.dumps(settings | {"decoder": "fcn"}))
+    with pytest.raises(ModelError, match=r"model.safetensors (lacks|has) .*; save"):
+        Predictor.from_pretrained(shallower)
     wider = tmp_path / "wider"
     shutil.copytree(fixed_folder, wider)
     (wider / "config.json").write_text(json.dumps(settings | {"widths": [8, 12, 20]}))
     with pytest.raises(ModelError, match=r"wider cannot be loaded"):
         Predictor.from_pretrained(wider)
+
+
+def test_weights_that_the_configuration_does_not_use_are_refused(tmp_path: Path, make_network: Callable) -> None:
+    make_network(deep_supervision=1).save_pretrained(tmp_path)
+    LMSegImageProcessor(mode="image").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"deep_supervision": 0}))
+    with pytest.raises(ModelError, match=r"model.safetensors has auxiliary.0.bias, .* no use for; save both again"):
+        Predictor.from_pretrained(tmp_path)
