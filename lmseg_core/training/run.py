@@ -68,8 +68,11 @@ def train(
     training: Sequence[Example],
     validation: Sequence[Example],
     extra: Sequence[TrainerCallback] = (),
+    network: LMSegForSemanticSegmentation | None = None,
 ) -> Report:
     """Train a network on random windows and return what was measured on the validation examples.
+
+    `network` takes the place of the one that `settings.model` describes.
 
     Writes into `settings.output`: checkpoints, `best/`, `model/`, `curves.png`, `validation.png`, `report.json`. A
     folder that holds a finished training with the same settings is not trained again. Raises ModelError for what
@@ -79,7 +82,7 @@ def train(
     if done is not None:
         return done
     with quietly():
-        return _train(settings, training, validation, extra)
+        return _train(settings, training, validation, extra, network)
 
 
 def _train(
@@ -87,10 +90,11 @@ def _train(
     training: Sequence[Example],
     validation: Sequence[Example],
     extra: Sequence[TrainerCallback],
+    given: LMSegForSemanticSegmentation | None,
 ) -> Report:
     output = settings.output
     set_seed(settings.seed)
-    network = build(settings)
+    network = given or build(settings)
     _check_bands(network, (*training, *validation))
     training, validation = (_normalised(settings, examples, training) for examples in (training, validation))
     names = [entry.name for entry in network.config.classes]
@@ -130,7 +134,7 @@ def _train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not trainer.is_world_process_zero():
         return Report("", trainer.state.global_step, trainer.seconds, *count(network), console.waiting, {})
-    finished = _finish(settings, processor)
+    finished = _finish(settings, processor, type(network))
     report = Report(
         folder=str(output / "model"),
         steps=trainer.state.global_step,
@@ -285,10 +289,12 @@ def _keep(network: LMSegForSemanticSegmentation, processor: LMSegImageProcessor,
     fresh.rename(folder)
 
 
-def _finish(settings: Settings, processor: LMSegImageProcessor) -> LMSegForSemanticSegmentation:
+def _finish(
+    settings: Settings, processor: LMSegImageProcessor, kind: type[LMSegForSemanticSegmentation]
+) -> LMSegForSemanticSegmentation:
     """Write the best weights as the finished model, adapters folded in, and return it as it was written."""
     output = settings.output
-    network: LMSegForSemanticSegmentation = LMSegForSemanticSegmentation.from_pretrained(output / "best")
+    network = kind.from_pretrained(output / "best")
     if network.config.lm_adapter is not None:
         save_adapter(network, output / "adapter")
         merge(network)
