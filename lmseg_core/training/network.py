@@ -7,6 +7,7 @@ from torch import nn
 
 from lmseg_core import bundled
 from lmseg_core.adapters import Adapter, adapt
+from lmseg_core.backbone import load_backbone
 from lmseg_core.config import LMSegConfig
 from lmseg_core.errors import ModelError
 from lmseg_core.model import LMSegForSemanticSegmentation
@@ -39,34 +40,45 @@ def class_names(told: ModelSettings) -> list[str]:
 
 def _new(told: ModelSettings, window: list[int]) -> LMSegForSemanticSegmentation:
     language = told.language_model
+    texts = None if told.text_head is None else TextEncoder.from_pretrained(told.text_head)
     fields: dict[str, Any] = {
         "in_channels": len(told.bands),
         "bands": told.bands,
         "tile": told.tile or window,
         **_class_fields(told),
+        **({} if texts is None else {"head": "text", "text_size": texts.size}),
+        **({} if told.context is None else {"context_size": _words(told).token_size}),
         **told.config,
     }
-    if language is not None and language.tune == "prefix":
-        fields["lm_prefix"] = language.rank
     config = LMSegConfig.preset(told.preset, ndim=told.ndim, **fields)
-    if told.text_head is not None:
-        config = LMSegConfig(**{**config.to_dict(), "head": "text"})
-    if told.backbone is not None and language is not None:
-        raise ModelError("model has backbone and language_model; train the one first and go on from it with start.")
-    if told.backbone is not None:
-        network = LMSegForSemanticSegmentation.with_backbone(config, told.backbone)
-    elif language is not None:
+    network = _empty(told, config)
+    if language is not None:
+        shape = LMSegConfig(**network.config.to_dict())
         network = LMSegForSemanticSegmentation.with_language_model(
-            config, language.name, language.blocks, pretrained=language.pretrained
+            shape, language.name, language.blocks, pretrained=language.pretrained
         )
-    else:
-        network = LMSegForSemanticSegmentation(config)
-    if told.text_head is not None:
-        encoder = TextEncoder.from_pretrained(told.text_head)
+        if told.backbone is not None:  # the network is another one now
+            load_backbone(network, told.backbone)
+    if texts is not None:
         names = [entry.name for entry in told.classes]
         synonyms = {entry.name: entry.synonyms for entry in told.classes}
-        network.set_classes(names, encoder.classes(names, synonyms))
+        network.set_classes(names, texts.classes(names, synonyms))
+    if told.context is not None:
+        network.set_context(told.context, _words(told).tokens(told.context))
     return network
+
+
+def _empty(told: ModelSettings, config: LMSegConfig) -> LMSegForSemanticSegmentation:
+    if told.backbone is None:
+        return LMSegForSemanticSegmentation(config)
+    return LMSegForSemanticSegmentation.with_backbone(config, told.backbone)
+
+
+def _words(told: ModelSettings) -> TextEncoder:
+    """What turns the context into tokens: the language model at the bottleneck, which reads them."""
+    if told.language_model is None:
+        raise ModelError("model.context needs a language model that reads it; add model.language_model.")
+    return TextEncoder.from_pretrained(told.language_model.name)
 
 
 def _started(told: ModelSettings) -> LMSegForSemanticSegmentation:

@@ -294,7 +294,7 @@ def _finish(
 ) -> LMSegForSemanticSegmentation:
     """Write the best weights as the finished model, adapters folded in, and return it as it was written."""
     output = settings.output
-    network = kind.from_pretrained(output / "best")
+    network: LMSegForSemanticSegmentation = kind.from_pretrained(output / "best")
     if network.config.lm_adapter is not None:
         save_adapter(network, output / "adapter")
         merge(network)

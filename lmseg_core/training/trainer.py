@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lmseg_core.adapters import orthogonality
 from lmseg_core.errors import TrainingError
 from lmseg_core.metrics import Confusion
 from lmseg_core.training.average import Average
@@ -69,6 +70,8 @@ class WindowTrainer(Trainer):
         labels = inputs["labels"]
         output = model(pixel_values=inputs["pixel_values"])
         loss = self._loss(output.logits, output.auxiliary, labels)
+        if model.training and (self._network.config.lm_adapter or {}).get("method") == "adalora":
+            loss = loss + 0.5 * orthogonality(self._network)  # the weight of Zhang et al. 2023
         return (loss, {"loss": loss, "logits": output.logits}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **named: Any) -> Tensor:
