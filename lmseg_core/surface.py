@@ -151,15 +151,13 @@ class Surfaces:
 
     def _near(self, index: NDArray[Any], values: Labels, other: Labels) -> NDArray[np.int64]:
         """(255,) how many of some elements have one of their class in `other` within the tolerance."""
-        from scipy.spatial import cKDTree
-
         hits = np.zeros(CLASSES, np.int64)
         for value in np.unique(values):
             targets = np.argwhere(other == value)
             if len(targets):
                 wanted = index[values == value] @ self.steps
                 reach = self.tolerance * _ROUNDING
-                distances, _ = cKDTree(targets @ self.steps).query(wanted, distance_upper_bound=reach)
+                distances = _nearest(targets @ self.steps, wanted, reach)
                 hits[value] = np.count_nonzero(np.isfinite(distances))
         return hits
 
@@ -174,11 +172,9 @@ class Surfaces:
         self, mine: NDArray[np.int32], same: NDArray[np.bool_], theirs: NDArray[np.int32]
     ) -> NDArray[np.float64]:
         """How far each of my elements is from the nearest of theirs; nothing where both have it."""
-        from scipy.spatial import cKDTree
-
         distances = np.zeros(len(mine))
         if not same.all():
-            distances[~same] = cKDTree(theirs @ self.steps).query(mine[~same] @ self.steps)[0]
+            distances[~same] = _nearest(theirs @ self.steps, mine[~same] @ self.steps)
         return distances
 
 
@@ -190,6 +186,15 @@ def halo(steps: NDArray[np.float64], tolerance: float) -> tuple[int, ...]:
     # An index moves along axis i by the product with column i of the inverse.
     reach = tolerance * np.linalg.norm(np.linalg.inv(steps), axis=0)
     return tuple(int(n) + 1 for n in np.ceil(reach * _ROUNDING))
+
+
+def _nearest(points: NDArray[Any], wanted: NDArray[Any], reach: float = np.inf) -> NDArray[np.float64]:
+    """The distance from each wanted point (n, ndim) to the nearest of `points`; infinite beyond `reach`."""
+    from scipy.spatial import cKDTree
+
+    # Points of a grid share coordinates: splitting at medians would take long and gain nothing.
+    tree = cKDTree(points, balanced_tree=False)
+    return np.asarray(tree.query(wanted, distance_upper_bound=reach)[0], np.float64)
 
 
 def _along(ndim: int, axis: int, part: slice) -> Slices:
