@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from lmseg_core import bundled
 from lmseg_core.adapters import Adapter, adapt
-from lmseg_core.backbone import load_backbone
 from lmseg_core.config import LMSegConfig
 from lmseg_core.errors import ModelError
+from lmseg_core.language import load_blocks
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.text import TextEncoder
 from lmseg_core.training.settings import LanguageSettings, ModelSettings, Settings
@@ -50,15 +51,14 @@ def _new(told: ModelSettings, window: list[int]) -> LMSegForSemanticSegmentation
         **({} if told.context is None else {"context_size": _words(told).token_size}),
         **told.config,
     }
+    if language is not None:
+        shape = AutoConfig.from_pretrained(language.name).to_diff_dict()
+        fields = {"lm_config": shape, "lm_blocks": language.blocks, **fields}
     config = LMSegConfig.preset(told.preset, ndim=told.ndim, **fields)
     network = _empty(told, config)
-    if language is not None:
-        shape = LMSegConfig(**network.config.to_dict())
-        network = LMSegForSemanticSegmentation.with_language_model(
-            shape, language.name, language.blocks, pretrained=language.pretrained
-        )
-        if told.backbone is not None:  # the network is another one now
-            load_backbone(network, told.backbone)
+    if language is not None and language.pretrained:
+        assert network.bridge is not None
+        load_blocks(list(network.bridge.blocks), language.name, language.blocks)
     if texts is not None:
         names = [entry.name for entry in told.classes]
         synonyms = {entry.name: entry.synonyms for entry in told.classes}
