@@ -40,8 +40,8 @@ ARMS = {
 }
 # About five minutes on two cores, and about as many labels as a small project has.
 BUDGET = {
-    "dubai": {"optimise.steps": 300, "watch.evaluate": 300, "watch.metric": "mean_iou"},
-    "hippocampus": {"optimise.steps": 400, "watch.evaluate": 400, "watch.metric": "foreground_dice"},
+    "dubai": {"optimise.steps": 450, "optimise.batch": 4, "watch.evaluate": 450, "watch.metric": "mean_iou"},
+    "hippocampus": {"optimise.steps": 800, "watch.evaluate": 800, "watch.metric": "foreground_dice"},
 }
 BLOCKS = 2
 CELL = 256  # pixels a side of the squares of which a share keeps its labels
