@@ -94,16 +94,16 @@ def check_same_grid(prediction: LabelMap, truth: LabelMap) -> None:
 
         if CRS.from_wkt(mine.crs) != CRS.from_wkt(true.crs):
             raise InputError(f"{prediction.name} and {truth.name} have different CRS; warp one onto the other")
-    apart = _apart(mine, true)
-    if not apart <= _NEAR:
+    far = apart(mine, true)
+    if not far <= _NEAR:
         what = "pixels" if mine.ndim == 2 else "voxels"
         raise InputError(
-            f"{prediction.name} and {truth.name} lie at different places, {apart:.3g} {what} apart; "
+            f"{prediction.name} and {truth.name} lie at different places, {far:.3g} {what} apart; "
             "warp one onto the other"
         )
 
 
-def _apart(mine: Space, true: Space) -> float:
+def apart(mine: Space, true: Space) -> float:
     """How far the same corner lies from itself in the other, in elements, where that is most."""
     corners = np.stack(np.meshgrid(*[(0, n) for n in mine.shape[::-1]], indexing="ij")).reshape(mine.ndim, -1)
     a, b = np.array(mine.affine), np.array(true.affine)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import tiling
+from flows.labels import apart
+from flows.pairing import files, rows
 from flows.polygons import PolygonLabels, is_vector
 from tiling import Box, InputError, Source
 from tiling.intensity import statistics
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from lmseg_core.training.windows import Example
 
 IGNORE = 255
-# Endings by which people tell a label map from its image.
-_MARK = re.compile(r"[_-](labels?|seg|mask|gt)$")
-_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt", ".nii", ".nii.gz")
+# How far, in pixels, an image and its labels may lie apart: what rounding in a header does.
+_NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,12 @@ class ImagePixels:
 class LabelPixels:
     """A label map whose values are classes, 255 where there is nothing to learn.
 
-    lookup: (value in the file, class) pairs; every other value stays what it is.
+    lookup: (value in the file, class) pairs. Other values stay what they are, or are refused where `complete`.
     """
 
     source: Source
     lookup: tuple[tuple[int, int], ...]
+    complete: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,8 +72,16 @@ class LabelPixels:
             values = rounded
         labels = values.astype(np.int64)
         mapped: NDArray[Any] = labels.copy()
+        known = labels == IGNORE
         for value, to in self.lookup:
-            mapped[labels == value] = to
+            here = labels == value
+            mapped[here] = to
+            known |= here
+        if self.complete and not known.all():
+            raise InputError(
+                f"{self.source.uri} has the label {labels[~known][0]}, which data.values does not list; add it there, "
+                "or to data.ignore"
+            )
         fits = int(mapped.min(initial=0)) >= 0 and int(mapped.max(initial=0)) < 256
         return mapped.astype(np.uint8) if fits else mapped
 
@@ -92,38 +99,29 @@ def examples(data: DataSettings, pairs: Sequence[Pairs], names: Sequence[str]) -
 
 
 def _of_pair(data: DataSettings, pair: Pairs, names: Sequence[str]) -> list[Example]:
-    images = [pair.image] if isinstance(pair.image, str) else pair.image
-    columns = [_files(data.root, name) for name in images]
-    first = columns[0]
-    if is_vector(pair.label):
-        label = str(_path(data.root, pair.label))
-        return [_example(data, pair, [str(f) for f in row], label, names) for row in _rows(images, columns)]
-    labels = _files(data.root, pair.label)
-    if len(first) == len(labels) == 1:
-        return [_example(data, pair, [str(column[0]) for column in columns], str(labels[0]), names)]
-    return [
-        _example(data, pair, [str(f) for f in row[:-1]], str(row[-1]), names)
-        for row in _rows([*images, pair.label], [*columns, labels])
-    ]
+    told = [pair.image] if isinstance(pair.image, str) else list(pair.image)
+    if not is_vector(pair.label):
+        found = rows(data.root, [*told, pair.label])
+        return [_example(data, pair, row[:-1], row[-1], names) for row in found]
+    (label,) = files(data.root, pair.label)
+    return [_example(data, pair, row, label, names) for row in rows(data.root, told)]
 
 
-def _example(data: DataSettings, pair: Pairs, images: list[str], label: str, names: Sequence[str]) -> Example:
+def _example(data: DataSettings, pair: Pairs, images: Sequence[str], label: str, names: Sequence[str]) -> Example:
     from lmseg_core.training.windows import Example
 
-    bands = None if pair.bands is None else tuple(pair.bands)
-    sources = tuple(tiling.open(image, bands=bands) for image in images)
-    space = sources[0].space
+    sources = tuple(tiling.open(image, bands=bands) for image, bands in zip(images, pair.chosen, strict=True))
     for source in sources[1:]:
         _check_same_place(sources[0], source)
     labels: LabelPixels | PolygonLabels
     if is_vector(label):
-        labels = PolygonLabels.open(label, space, pair.attribute, tuple(names))
+        labels = PolygonLabels.open(label, sources[0], pair.attribute, tuple(names), dict(_lookup(data)))
     else:
         truth = tiling.open(label)
         _check_same_place(sources[0], truth)
         if truth.channels != 1:
             raise InputError(f"{label} has {truth.channels} bands; give a label map with one")
-        labels = LabelPixels(truth, _lookup(data))
+        labels = LabelPixels(truth, _lookup(data), data.values is not None)
     means, stds = zip(*(statistics(source) for source in sources), strict=True)
     return Example(
         name=images[0],
@@ -140,66 +138,31 @@ def _check_same_place(image: Source, other: Source) -> None:
     if mine.shape != theirs.shape:
         raise InputError(f"{image.uri} has shape {mine.shape} and {other.uri} {theirs.shape}; crop one to the other")
     if mine.crs and theirs.crs and not _same_crs(mine.crs, theirs.crs):
-        raise InputError(f"{image.uri} and {other.uri} are in different CRS; warp one onto the other")
-    if not np.allclose(mine.affine, theirs.affine, rtol=1e-6, atol=1e-6 * min(mine.spacing)):
-        raise InputError(f"{image.uri} and {other.uri} lie at different places; warp one onto the other")
+        raise InputError(
+            f"{image.uri} is in {_short(mine.crs)} and {other.uri} in {_short(theirs.crs)}; warp one onto the other"
+        )
+    far = apart(mine, theirs)
+    if not far <= _NEAR:
+        raise InputError(
+            f"{image.uri} and {other.uri} lie at different places, {far:.3g} pixels apart; warp one onto the other"
+        )
 
 
 def _same_crs(a: str, b: str) -> bool:
     from rasterio.crs import CRS
 
-    return bool(CRS.from_wkt(a) == CRS.from_wkt(b))
+    return a == b or bool(CRS.from_wkt(a) == CRS.from_wkt(b))
+
+
+def _short(crs: str) -> str:
+    from rasterio.crs import CRS
+
+    return str(CRS.from_wkt(crs).to_string())
 
 
 def _lookup(data: DataSettings) -> tuple[tuple[int, int], ...]:
     chosen = dict(data.values or {}) | dict.fromkeys(data.ignore, IGNORE)
     return tuple(sorted(chosen.items()))
-
-
-def _rows(names: Sequence[str], columns: Sequence[list[Path]]) -> list[tuple[Path, ...]]:
-    """Files of several folders that belong together, by name."""
-    tables = [_by_case(name, files) for name, files in zip(names, columns, strict=True)]
-    for name, table in zip(names[1:], tables[1:], strict=True):
-        alone = sorted(tables[0].keys() ^ table.keys())
-        if alone:
-            where = names[0] if alone[0] in tables[0] else name
-            raise InputError(f"{where}: {alone[0]} has no partner in {name if where == names[0] else names[0]}; add it")
-    return [tuple(table[case] for table in tables) for case in sorted(tables[0])]
-
-
-def _by_case(name: str, files: list[Path]) -> dict[str, Path]:
-    table: dict[str, Path] = {}
-    for file in files:
-        case = _case(file)
-        if case in table:
-            raise InputError(f"{name} holds {table[case].name} and {file.name}, which are one case; move one away")
-        table[case] = file
-    return table
-
-
-def _case(file: Path) -> str:
-    stem = file.name.removesuffix(".gz")
-    return _MARK.sub("", stem[: stem.rfind(".")] if "." in stem else stem)
-
-
-def _files(root: Path, name: str) -> list[Path]:
-    """The files that a name, folder or pattern stands for."""
-    path = _path(root, name)
-    if path.is_dir():
-        found = sorted(f for f in path.iterdir() if f.name.lower().endswith(_ENDINGS) and not f.name.startswith("."))
-        if not found:
-            raise InputError(f"{path} holds no image ({', '.join(_ENDINGS)}); choose another folder")
-        return found
-    if glob.has_magic(name):
-        found = sorted(Path(f) for f in glob.glob(str(path)))
-        if not found:
-            raise InputError(f"{path} matches no file; mend the pattern, or data.root")
-        return found
-    return [path]
-
-
-def _path(root: Path, name: str) -> Path:
-    return Path(name).expanduser() if Path(name).expanduser().is_absolute() else root.expanduser() / name
 
 
 def _read(source: Source, box: tuple[slice, ...]) -> NDArray[Any]:

@@ -6,17 +6,20 @@ Every field has a default that trains something sensible; `docs/finetuning.md` e
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lmseg_core.errors import ModelError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Pixels = Annotated[int, Field(ge=1)]
+Band = Annotated[int, Field(ge=1)]
 Part = Literal["encoder", "bridge", "decoder", "head"]
 
 
@@ -28,9 +31,14 @@ class ClassSettings(_Settings):
     """One class; its label value is its place in the list."""
 
     name: str = Field(min_length=1)
-    colour: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$")
+    colour: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$", description='Such as "#ff8000".')
     code: str | None = Field(None, description="SNOMED CT code.")
     synonyms: list[str] = Field([], description="Other names, for a text head.")
+
+    @field_validator("colour", mode="before")
+    @classmethod
+    def _is_lower(cls, colour: Any) -> Any:
+        return colour.lower() if isinstance(colour, str) else colour
 
 
 class LanguageSettings(_Settings):
@@ -52,7 +60,7 @@ class ModelSettings(_Settings):
     preset: Literal["tiny", "small", "base"] = "tiny"
     ndim: Literal[2, 3] = 2
     bands: list[str] = Field(["red", "green", "blue"], min_length=1)
-    tile: list[int] | None = Field(None, description="Window of prediction; that of training if empty.")
+    tile: list[Pixels] | None = Field(None, description="Window of prediction; that of training if empty.")
     classes: list[ClassSettings] = Field([], description="In the order of the label values; those of `start` if empty.")
     backbone: str | None = Field(None, description="Folder or hub name of a transformers backbone (2D).")
     language_model: LanguageSettings | None = None
@@ -65,6 +73,15 @@ class ModelSettings(_Settings):
     def _has_classes(self) -> "ModelSettings":
         if self.start is None and len(self.classes) < 2:
             raise ValueError(f"classes has {len(self.classes)} entries; list at least two, or name a model in start")
+        names = [entry.name for entry in self.classes]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"classes has {twice[0]} {names.count(twice[0])} times; give each class a name of its own")
+        bare = [entry.name for entry in self.classes if entry.colour is None]
+        if 0 < len(bare) < len(names):
+            raise ValueError(f"classes has no colour for {bare[0]}; give every class one, or none")
+        if self.start is not None and (self.config or self.backbone):
+            raise ValueError("start brings its own network, so config and backbone have no use; take them out")
         return self
 
 
@@ -74,7 +91,27 @@ class Pairs(_Settings):
     image: str | list[str] = Field(description="File, folder or pattern; several co-registered sources as a list.")
     label: str = Field(description="Raster, volume, folder, pattern, or vector file with polygons.")
     attribute: str | None = Field(None, description="Attribute of the polygons that holds the class name or value.")
-    bands: list[int] | None = Field(None, description="Bands of a raster, counted from 1.")
+    bands: list[Band] | list[list[Band]] | None = Field(
+        None, description="Bands of a raster, counted from 1; of several sources, a list each."
+    )
+
+    @model_validator(mode="after")
+    def _bands_of_each(self) -> "Pairs":
+        told, count = self.bands, 1 if isinstance(self.image, str) else len(self.image)
+        if not count:
+            raise ValueError("image is an empty list; name at least one source")
+        nested = bool(told) and isinstance(told[0], list)
+        if told is not None and (len(told) != count if nested else count > 1 or not told):
+            raise ValueError(f"bands is {told} for {count} sources; give a list for each, such as [[4, 3, 2], [1]]")
+        return self
+
+    @property
+    def chosen(self) -> list[tuple[int, ...] | None]:
+        """The bands of each source, None for all."""
+        if self.bands is None:
+            return [None] * (1 if isinstance(self.image, str) else len(self.image))
+        nested = [bands for bands in self.bands if isinstance(bands, list)]
+        return [tuple(bands) for bands in nested] or [tuple(band for band in self.bands if isinstance(band, int))]
 
 
 class DataSettings(_Settings):
@@ -86,7 +123,7 @@ class DataSettings(_Settings):
     values: dict[int, int] | None = Field(None, description="Label value in the files: class; 0, 1, 2 ... if empty.")
     ignore: list[int] = Field([], description="Label values to leave out, besides nodata and 255.")
     normalise: Literal["fixed", "image"] = Field("fixed", description="Statistics of all training data, or an image's.")
-    window: list[int] = Field([256, 256], min_length=2, max_length=3, description="Pixels an axis, as in an array.")
+    window: list[Pixels] = Field([256, 256], min_length=2, max_length=3, description="Pixels an axis, as in an array.")
     balance: Share = Field(0.5, description="Share of windows that are centred on a class drawn evenly.")
     cache: int = Field(2 * 2**30, ge=0, description="Bytes of images that are kept in memory.")
     workers: int = Field(1, ge=0, description="Processes that read and augment.")
@@ -209,6 +246,8 @@ class Settings(_Settings):
     def _agree(self) -> "Settings":
         if self.model.start is None and len(self.data.window) != self.model.ndim:
             raise ValueError(f"data.window {self.data.window} has not the {self.model.ndim} axes of model.ndim")
+        if self.model.tile is not None and len(self.model.tile) != len(self.data.window):
+            raise ValueError(f"model.tile {self.model.tile} has not the {len(self.data.window)} axes of data.window")
         if "z" in self.augment.flip and len(self.data.window) == 2:
             raise ValueError("augment.flip has z, which images in 2D lack; use x and y")
         weights = self.loss.class_weights
@@ -223,16 +262,21 @@ def read_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Setti
     Raises ModelError with the file, the key, its value and the fix; for an unknown key, the nearest known one.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); pass a YAML file.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not YAML ({' '.join(str(error).split())}); mend it.") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds no settings; start with output:, model: and data:.")
     for key, value in (changes or {}).items():
-        _put(raw, key, value)
+        put(raw, key, value)
     return parse_settings(raw, str(path))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says; 1e-3 is a number, as people and YAML 1.2 mean it. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def parse_settings(raw: Mapping[str, Any], name: str) -> Settings:
@@ -253,11 +297,32 @@ def parse_settings(raw: Mapping[str, Any], name: str) -> Settings:
     raise ModelError(f"{name}: {key}{value}: {reason}" if key else f"{name}: {reason}")
 
 
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        raw = raw.setdefault(part, {})
-    raw[last] = value
+def put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value of nested settings in place: "optimise.rate", "data.train.0.image". Raises ModelError."""
+    place: Any = raw
+    path = key.split(".")
+    for number, part in enumerate(path):
+        last = number == len(path) - 1
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            index: Any = int(part)
+        elif isinstance(place, dict):
+            index = part
+        else:
+            raise ModelError(f"{key} leads nowhere: {'.'.join(path[:number])} is {place!r}; mend the name.")
+        if last:
+            place[index] = value
+        elif isinstance(place, dict) and place.get(index) is None:
+            place[index] = {}
+        place = place[index]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _fields(path: tuple[int | str, ...]) -> list[str]:
