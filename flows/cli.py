@@ -232,7 +232,7 @@ def finetune(
     told = parse_changes(changes or [])
     told |= {key: str(value) for key, value in (("output", output), ("data.root", data)) if value is not None}
     settings = load_settings(config, told)
-    facts = run_search(settings) if search else run_training(settings, fresh).facts()
+    facts = run_search(settings, fresh) if search else run_training(settings, fresh).facts()
     print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
 
 

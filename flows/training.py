@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lmseg_core.errors import ModelError
 from tiling import InputError
 
 if TYPE_CHECKING:
@@ -20,20 +21,27 @@ if TYPE_CHECKING:
 
 # What the extra `train` brings; asked for before anything slow is imported.
 _NEEDED = ("accelerate", "matplotlib")
+# How torch words what a process that reads data raised.
+_WORKER = re.compile(r"^Caught \w+ in DataLoader worker")
 
 
 def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     """`optimise.rate=1e-3` as a key and its YAML value.
 
     Raises:
-        InputError: where there is no `=`.
+        InputError: where there is no `=`, or the value is not YAML.
     """
+    from lmseg_core.training.settings import parse_yaml
+
     changes: dict[str, Any] = {}
     for text in texts:
         key, found, value = text.partition("=")
         if not found or not key:
             raise InputError(f"--set {text!r} names no value; write it as optimise.rate=0.001")
-        changes[key] = _number(yaml.safe_load(value))
+        try:
+            changes[key] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {text!r} has a value that is not YAML; put it into quotes") from None
     return changes
 
 
@@ -49,7 +57,11 @@ def load_settings(config: Path, changes: Mapping[str, Any]) -> Settings:
         raise InputError(f"training needs {', '.join(missing)}; pip install 'lmseg[train]'")
     from lmseg_core.training.settings import read_settings
 
-    return read_settings(config, changes)
+    settings = read_settings(config, changes)
+    for name in settings.watch.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"watch.report_to has {name}, which is not installed; pip install {name}")
+    return settings
 
 
 def run_training(settings: Settings, fresh: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> Report:
@@ -64,19 +76,25 @@ def run_training(settings: Settings, fresh: bool = False, callbacks: Sequence[Tr
     """
     from flows.training_data import examples
     from lmseg_core.training.network import class_names
-    from lmseg_core.training.run import SETTINGS, train
+    from lmseg_core.training.run import train
 
-    names = class_names(settings.model)
-    training = examples(settings.data, settings.data.train, names)
-    validation = examples(settings.data, settings.data.validation, names)
-    # Only what this command made is removed, and only after everything else was found good.
-    if fresh and (settings.output / SETTINGS).is_file():
-        shutil.rmtree(settings.output)
-    return train(settings, training, validation, callbacks)
+    try:
+        names = class_names(settings.model)
+        training = examples(settings.data, settings.data.train, names)
+        validation = examples(settings.data, settings.data.validation, names)
+        return train(settings, training, validation, callbacks, fresh=fresh)
+    except (InputError, ModelError) as error:
+        if not _WORKER.match(str(error)):
+            raise
+        # The message holds the traceback of the other process; its last line is the error's own.
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
 
 
-def run_search(settings: Settings) -> dict[str, str]:
+def run_search(settings: Settings, fresh: bool = False) -> dict[str, str]:
     """Tries settings with Optuna, as `search` in the file says, and returns the best as facts for people.
+
+    Args:
+        fresh: forget earlier trials.
 
     Raises:
         InputError: where Optuna is not installed, or the file has no `search`.
@@ -87,14 +105,4 @@ def run_search(settings: Settings) -> dict[str, str]:
         raise InputError("--search finds no search: in the file; add trials and a space")
     from lmseg_core.training.search import search
 
-    return search(settings, run_training)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return search(settings, run_training, fresh)

@@ -1,5 +1,6 @@
 """The network that a training starts from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,20 @@ from lmseg_core.text import TextEncoder
 from lmseg_core.training.settings import LanguageSettings, ModelSettings, Settings
 
 
-def build(settings: Settings) -> LMSegForSemanticSegmentation:
-    """Return a new network, or the one to go on from, with its adapters in place and its frozen parts frozen."""
+def build(settings: Settings, sources: Sequence[int] = ()) -> LMSegForSemanticSegmentation:
+    """Return a new network, or the one to go on from, with its adapters in place and its frozen parts frozen.
+
+    sources: bands of each source of the images, where there are several. Raises ModelError for what `model` names and
+    cannot be had.
+    """
     told = settings.model
-    network = _new(told, settings.data.window) if told.start is None else _started(told)
+    try:
+        network = _new(told, settings.data.window, sources) if told.start is None else _started(told)
+    except ModelError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # what transformers says of names, and Python of config
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model cannot be built ({reason}); mend its names, or its config.") from None
     if told.language_model is not None:
         adapt(network, _adapter(told.language_model, settings.optimise.steps))
     for part in settings.optimise.freeze:
@@ -39,8 +50,7 @@ def class_names(told: ModelSettings) -> list[str]:
     return [entry.name for entry in LMSegConfig.from_pretrained(bundled.folder(told.start)).classes]
 
 
-def _new(told: ModelSettings, window: list[int]) -> LMSegForSemanticSegmentation:
-    language = told.language_model
+def _new(told: ModelSettings, window: list[int], sources: Sequence[int]) -> LMSegForSemanticSegmentation:
     texts = None if told.text_head is None else TextEncoder.from_pretrained(told.text_head)
     fields: dict[str, Any] = {
         "in_channels": len(told.bands),
@@ -48,51 +58,86 @@ def _new(told: ModelSettings, window: list[int]) -> LMSegForSemanticSegmentation
         "tile": told.tile or window,
         **_class_fields(told),
         **({} if texts is None else {"head": "text", "text_size": texts.size}),
-        **({} if told.context is None else {"context_size": _words(told).token_size}),
+        **({} if told.language_model is None else _language_fields(told, told.language_model)),
+        **({"sources": list(sources)} if sources else {}),
         **told.config,
     }
-    if language is not None:
-        shape = AutoConfig.from_pretrained(language.name).to_diff_dict()
-        fields = {"lm_config": shape, "lm_blocks": language.blocks, **fields}
     config = LMSegConfig.preset(told.preset, ndim=told.ndim, **fields)
-    network = _empty(told, config)
-    if language is not None and language.pretrained:
-        assert network.bridge is not None
-        load_blocks(list(network.bridge.blocks), language.name, language.blocks)
+    network = (
+        LMSegForSemanticSegmentation(config)
+        if told.backbone is None
+        else LMSegForSemanticSegmentation.with_backbone(config, told.backbone)
+    )
+    if told.language_model is not None:
+        _load_language(network, told.language_model)
     if texts is not None:
-        names = [entry.name for entry in told.classes]
-        synonyms = {entry.name: entry.synonyms for entry in told.classes}
-        network.set_classes(names, texts.classes(names, synonyms))
-    if told.context is not None:
-        network.set_context(told.context, _words(told).tokens(told.context))
+        _name_classes(network, told, texts)
+    _store_context(network, told)
     return network
-
-
-def _empty(told: ModelSettings, config: LMSegConfig) -> LMSegForSemanticSegmentation:
-    if told.backbone is None:
-        return LMSegForSemanticSegmentation(config)
-    return LMSegForSemanticSegmentation.with_backbone(config, told.backbone)
-
-
-def _words(told: ModelSettings) -> TextEncoder:
-    """What turns the context into tokens: the language model at the bottleneck, which reads them."""
-    if told.language_model is None:
-        raise ModelError("model.context needs a language model that reads it; add model.language_model.")
-    return TextEncoder.from_pretrained(told.language_model.name)
 
 
 def _started(told: ModelSettings) -> LMSegForSemanticSegmentation:
     assert told.start is not None
     folder = bundled.folder(told.start)
     config = LMSegConfig.from_pretrained(folder)
-    if told.classes:
-        config = LMSegConfig(**{**config.to_dict(), **_class_fields(told)})
+    fields: dict[str, Any] = {} if told.tile is None else {"tile": told.tile}
+    if told.classes and config.head == "closed":
+        fields |= _class_fields(told)
+    config = LMSegConfig(**{**config.to_dict(), **fields})
     # Another number of classes gives the head another shape; it starts anew, the rest goes on.
     network: LMSegForSemanticSegmentation = LMSegForSemanticSegmentation.from_pretrained(
         folder, config=config, ignore_mismatched_sizes=True
     )
     nn.Module.to(network, torch.float32)
+    if told.language_model is not None and config.bridge != "language":
+        network = _with_language(network, told, told.language_model)
+    if told.text_head is not None or (told.classes and config.head == "text"):
+        if told.text_head is None or config.head != "text":
+            raise ModelError(
+                f'{told.start} has the head "{config.head}"; give text_head and classes where it is "text", and no '
+                "text_head where it is not."
+            )
+        _name_classes(network, told, TextEncoder.from_pretrained(told.text_head))
+    _store_context(network, told)
     return network
+
+
+def _with_language(
+    network: LMSegForSemanticSegmentation, told: ModelSettings, language: LanguageSettings
+) -> LMSegForSemanticSegmentation:
+    """Return a network with a language model that goes on from one without."""
+    fields = {**network.config.to_dict(), "bridge": "language", **_language_fields(told, language)}
+    fuller = LMSegForSemanticSegmentation(LMSegConfig(**fields))
+    kept = {name: value for name, value in network.state_dict().items() if not name.startswith("bridge.")}
+    fuller.load_state_dict(kept, strict=False)
+    _load_language(fuller, language)
+    return fuller
+
+
+def _language_fields(told: ModelSettings, language: LanguageSettings) -> dict[str, Any]:
+    shape = AutoConfig.from_pretrained(language.name)
+    context = {} if told.context is None else {"context_size": shape.hidden_size}
+    return {"lm_config": shape.to_diff_dict(), "lm_blocks": language.blocks, **context}
+
+
+def _load_language(network: LMSegForSemanticSegmentation, language: LanguageSettings) -> None:
+    if language.pretrained:
+        assert network.bridge is not None
+        load_blocks(list(network.bridge.blocks), language.name, language.blocks)
+
+
+def _name_classes(network: LMSegForSemanticSegmentation, told: ModelSettings, texts: TextEncoder) -> None:
+    names = [entry.name for entry in told.classes]
+    synonyms = {entry.name: entry.synonyms for entry in told.classes}
+    network.set_classes(names, texts.classes(names, synonyms), _class_fields(told)["colours"])
+
+
+def _store_context(network: LMSegForSemanticSegmentation, told: ModelSettings) -> None:
+    """Have the language model at the bottleneck turn the context into the tokens that it will read."""
+    if told.context is not None:
+        if told.language_model is None:
+            raise ModelError("model.context needs a language model that reads it; add model.language_model.")
+        network.set_context(told.context, TextEncoder.from_pretrained(told.language_model.name).tokens(told.context))
 
 
 def _class_fields(told: ModelSettings) -> dict[str, Any]:
@@ -100,7 +145,7 @@ def _class_fields(told: ModelSettings) -> dict[str, Any]:
     return {
         "id2label": {i: entry.name for i, entry in enumerate(told.classes)},
         "codes": [entry.code for entry in told.classes],
-        "colours": colours if all(colours) else None,
+        "colours": colours if all(colours) else None,  # the settings allow all or none
     }
 
 

@@ -1,6 +1,5 @@
 """One training, from examples to a model folder; the same call again goes on where it stopped."""
 
-import json
 import math
 import os
 import shutil
@@ -11,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from lmseg_core.adapters import merge, save_adapter, update_rank
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, TrainingError
 from lmseg_core.loss import SegmentationLoss
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor
@@ -25,14 +25,13 @@ from lmseg_core.training import census
 from lmseg_core.training.average import Average
 from lmseg_core.training.card import write_card
 from lmseg_core.training.console import Console, quietly
+from lmseg_core.training.folder import REPORT, begin, earlier, write_json
 from lmseg_core.training.network import build, count
 from lmseg_core.training.optimiser import optimiser, schedule
 from lmseg_core.training.pictures import draw_curves, draw_validation
 from lmseg_core.training.settings import Settings
-from lmseg_core.training.trainer import Scores, WindowTrainer, last_checkpoint, to_labels
+from lmseg_core.training.trainer import Scores, WindowTrainer, first_line, last_checkpoint, to_labels
 from lmseg_core.training.windows import Example, GridWindows, RandomWindows, cached
-
-SETTINGS, REPORT = "settings.json", "report.json"
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,28 @@ def train(
     validation: Sequence[Example],
     extra: Sequence[TrainerCallback] = (),
     network: LMSegForSemanticSegmentation | None = None,
+    fresh: bool = False,
 ) -> Report:
     """Train a network on random windows and return what was measured on the validation examples.
 
-    `network` takes the place of the one that `settings.model` describes.
+    `network` takes the place of the one that `settings.model` describes; `fresh` forgets an earlier training.
 
     Writes into `settings.output`: checkpoints, `best/`, `model/`, `curves.png`, `validation.png`, `report.json`. A
     folder that holds a finished training with the same settings is not trained again. Raises ModelError for what
-    cannot be trained on, TrainingError where a training had to stop.
+    cannot be trained on, before anything is written, and TrainingError where a training had to stop.
     """
-    done = _earlier(settings)
-    if done is not None:
-        return done
+    if not fresh:
+        done = earlier(settings)
+        if done is not None:
+            return Report(**done)
     with quietly():
-        return _train(settings, training, validation, extra, network)
+        try:
+            return _train(settings, training, validation, extra, network, fresh)
+        except (OSError, SafetensorError) as error:  # all that is written here and not in a checkpoint
+            raise TrainingError(
+                f"{settings.output} cannot be written ({first_line(error)}); the last checkpoint is kept. Make room "
+                "and run again."
+            ) from error
 
 
 def _train(
@@ -91,18 +98,18 @@ def _train(
     validation: Sequence[Example],
     extra: Sequence[TrainerCallback],
     given: LMSegForSemanticSegmentation | None,
+    fresh: bool,
 ) -> Report:
     output = settings.output
     set_seed(settings.seed)
-    network = given or build(settings)
-    _check_bands(network, (*training, *validation))
+    network = given or build(settings, _sources(settings, training))
+    _check(settings, training)
+    training, validation = (_fitted(settings, network, examples) for examples in (training, validation))
     training, validation = (_normalised(settings, examples, training) for examples in (training, validation))
     names = [entry.name for entry in network.config.classes]
     counted = census.take(training, len(names), names)
     counted.check(names)
-    census.take(validation, len(names), names)  # refuses labels that are no class, before the first step
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / SETTINGS, {"digest": settings.digest, "settings": settings.model_dump(mode="json")})
+    _check_validation(settings, census.take(validation, len(names), names), names)
     length = settings.optimise.steps * settings.optimise.batch * settings.optimise.accumulate * _processes()
     half = settings.data.cache // 2
     random_windows = RandomWindows(cached(training, half), counted, settings, length)
@@ -112,6 +119,8 @@ def _train(
     if settings.optimise.checkpointing:
         network.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     network.to(memory_format=layout)  # type: ignore[call-arg]  # torch's stubs forget it
+    if os.environ.get("RANK", "0") == "0":
+        begin(settings, fresh)
     chosen = optimiser(network.parts(), settings.optimise)
     trainer = WindowTrainer(
         model=network,
@@ -130,11 +139,12 @@ def _train(
     console = Console(trainer, settings.watch.metric)
     for callback in (console, *_callbacks(settings), *extra):
         trainer.add_callback(callback)
-    checkpoint = last_checkpoint(output)
+    checkpoint = None if fresh else last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not trainer.is_world_process_zero():
         return Report("", trainer.state.global_step, trainer.seconds, *count(network), console.waiting, {})
     finished = _finish(settings, processor, type(network))
+    nn.Module.to(finished, trainer.args.device)
     report = Report(
         folder=str(output / "model"),
         steps=trainer.state.global_step,
@@ -147,7 +157,7 @@ def _train(
     draw_curves(trainer.state.log_history, settings.watch.metric, output / "curves.png")
     draw_validation(finished, grid_windows, finished.config.colours, output / "validation.png")
     write_card(output / "model" / "README.md", settings, asdict(report))
-    (output / REPORT).write_text(json.dumps(asdict(report), indent=1))  # last: a training with a report is done
+    write_json(output / REPORT, asdict(report))  # last: a training with a report is done
     return report
 
 
@@ -160,28 +170,6 @@ def measure(network: nn.Module, windows: GridWindows, batch: int, classes: int) 
         logits = network(pixel_values=items["pixel_values"].to(device)).logits
         scores.add(to_labels(logits, items["labels"]), items["labels"])
     return scores.result()
-
-
-def _earlier(settings: Settings) -> Report | None:
-    """Return the report of this training where it is done already; ModelError where the folder is another's."""
-    output, mine = settings.output, settings.model_dump(mode="json")
-    file = output / SETTINGS
-    if not file.exists():
-        if output.exists() and any(output.iterdir()):
-            raise ModelError(f"{output} holds other files; give an empty or new folder as output.")
-        return None
-    kept = json.loads(file.read_text())
-    if kept["digest"] != settings.digest:
-        changed = ", ".join(sorted(_differences(kept["settings"], mine)))
-        raise ModelError(f"{output} holds a training with another {changed}; pass --fresh, or another output.")
-    report = output / REPORT
-    return Report(**json.loads(report.read_text())) if report.exists() else None
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [d for key in old.keys() | new.keys() for d in _differences(old.get(key), new.get(key), f"{path}.{key}")]
-    return [] if old == new else [path.lstrip(".")]
 
 
 def _normalised(settings: Settings, examples: Sequence[Example], reference: Sequence[Example]) -> list[Example]:
@@ -202,14 +190,52 @@ def _pooled(examples: Sequence[Example]) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _check_bands(network: LMSegForSemanticSegmentation, examples: Sequence[Example]) -> None:
-    wanted = network.config.in_channels
+def _sources(settings: Settings, training: Sequence[Example]) -> tuple[int, ...]:
+    """Return the bands of each source, none where they do not add up, which is told of the image later."""
+    sources = training[0].sources
+    return sources if sum(sources) == len(settings.model.bands) else ()
+
+
+def _fitted(settings: Settings, network: LMSegForSemanticSegmentation, examples: Sequence[Example]) -> list[Example]:
+    """Return the examples with the sources of the network; ModelError where bands, sources or sizes do not agree."""
+    wanted, sources = network.config.in_channels, tuple(network.config.sources or ())
     for example in examples:
         if example.image.shape[0] != wanted:
             raise ModelError(
                 f"{example.name} has {example.image.shape[0]} bands and model.bands {wanted}; name each band, or "
                 "choose with bands: in data."
             )
+        if sources and example.sources not in ((), sources):
+            raise ModelError(
+                f"{example.name} has sources of {list(example.sources)} bands and the network of {list(sources)}; list "
+                "the same sources in every pair."
+            )
+    if settings.augment.source_dropout and len(sources) < 2:
+        raise ModelError(
+            "augment.source_dropout is set for one source; list several as image: in data, or set it to 0."
+        )
+    return [replace(example, sources=sources) for example in examples]
+
+
+def _check(settings: Settings, training: Sequence[Example]) -> None:
+    for axis, want in enumerate(settings.data.window):
+        largest = max((e.labels.shape[axis] for e in training if axis < len(e.labels.shape)), default=want)
+        if want > largest:
+            raise ModelError(
+                f"data.window is {settings.data.window}, larger than every training image along axis {axis} "
+                f"({training[0].name} has {training[0].labels.shape}); set it to {largest} or less there."
+            )
+    if settings.optimise.precision == "float16" and not torch.cuda.is_available():
+        raise ModelError("optimise.precision is float16, which trains on a GPU only; use float32 or bfloat16.")
+
+
+def _check_validation(settings: Settings, counted: census.Census, names: Sequence[str]) -> None:
+    """ModelError where the figure that picks the best weights would be no number."""
+    if settings.watch.metric == "foreground_dice" and not counted.counts[:, 1:].any():
+        raise ModelError(
+            f"the validation labels hold nothing but {names[0]}, which watch.metric foreground_dice leaves out; add "
+            "labels that have more, or choose another metric."
+        )
 
 
 def _processor(settings: Settings, training: Sequence[Example]) -> LMSegImageProcessor:
@@ -239,7 +265,6 @@ def _arguments(settings: Settings) -> TrainingArguments:
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
         logging_steps=max(1, every // 10),
         logging_nan_inf_filter=False,
         metric_for_best_model=settings.watch.metric,
@@ -283,8 +308,12 @@ def _keep(network: LMSegForSemanticSegmentation, processor: LMSegImageProcessor,
     """Write a model folder in one piece: it is the old one or the new one, whenever the machine stops."""
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    network.save_pretrained(fresh)
-    processor.save_pretrained(fresh)
+    try:
+        network.save_pretrained(fresh)
+        processor.save_pretrained(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # on a full disk its half would only be in the way
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -304,9 +333,3 @@ def _finish(
     nn.Module.to(network, torch.float32)
     network.train(False)
     return network
-
-
-def _write(path: Path, content: Any) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=1))
-    fresh.replace(path)

@@ -80,8 +80,8 @@ class ModelSettings(_Settings):
         bare = [entry.name for entry in self.classes if entry.colour is None]
         if 0 < len(bare) < len(names):
             raise ValueError(f"classes has no colour for {bare[0]}; give every class one, or none")
-        if self.start is not None and (self.config or self.backbone):
-            raise ValueError("start brings its own network, so config and backbone have no use; take them out")
+        if self.start is not None and self.backbone is not None:
+            raise ValueError(f"start brings its own encoder, so backbone {self.backbone} has no use; take one out")
         return self
 
 
@@ -100,9 +100,10 @@ class Pairs(_Settings):
         told, count = self.bands, 1 if isinstance(self.image, str) else len(self.image)
         if not count:
             raise ValueError("image is an empty list; name at least one source")
-        nested = bool(told) and isinstance(told[0], list)
-        if told is not None and (len(told) != count if nested else count > 1 or not told):
-            raise ValueError(f"bands is {told} for {count} sources; give a list for each, such as [[4, 3, 2], [1]]")
+        if told is not None:
+            nested = [bands for bands in told if isinstance(bands, list)]
+            if len(nested) != count if nested else count > 1 or not told:
+                raise ValueError(f"bands is {told} for {count} sources; give a list for each, such as [[4, 3, 2], [1]]")
         return self
 
     @property

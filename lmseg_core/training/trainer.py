@@ -17,6 +17,7 @@ from lmseg_core.adapters import orthogonality
 from lmseg_core.errors import TrainingError
 from lmseg_core.metrics import Confusion
 from lmseg_core.training.average import Average
+from lmseg_core.training.folder import write_json
 from lmseg_core.training.windows import Example
 
 AVERAGE = "average.safetensors"
@@ -49,6 +50,7 @@ class WindowTrainer(Trainer):
         self._average = average
         self._freeze = freeze
         self._keep = keep
+        self._batch: list[int] = []  # examples of the windows of the last step
         self.waited = 0.0  # seconds that steps stood still for want of data
         self._began = time.perf_counter()
         checkpoint = last_checkpoint(self._output)
@@ -77,13 +79,17 @@ class WindowTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **named: Any) -> Tensor:
         """Take a step; a loss that is not a number stops the training before it spoils the weights."""
         loss: Tensor = super().training_step(model, inputs, *rest, **named)
+        self._batch = inputs["example"].tolist()
         if not torch.isfinite(loss):
-            examples = ", ".join(sorted({self._examples[i].name for i in inputs["example"].tolist()}))
-            raise TrainingError(
-                f"the loss became {loss.item()} in step {self.state.global_step + 1}, on windows of {examples}; the "
-                "last checkpoint is kept. Lower optimise.rate, or look at these images."
-            )
+            raise self._spoiled(f"the loss became {loss.item()} in step {self.state.global_step + 1}")
         return loss
+
+    def _spoiled(self, what: str) -> TrainingError:
+        examples = ", ".join(sorted({self._examples[i].name for i in self._batch}))
+        return TrainingError(
+            f"{what}, on windows of {examples}; the last checkpoint is kept. Lower optimise.rate, or look at these "
+            "images."
+        )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *rest: Any, **named: Any) -> Any:
         """Fetch the batches of a step, and time the wait."""
@@ -105,6 +111,9 @@ class WindowTrainer(Trainer):
         return self._before + time.perf_counter() - self._began
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A loss that is a number may have a gradient that is none, and weights after it.
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+            raise self._spoiled(f"the weights became nan in step {self.state.global_step}")
         folder = self._output / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
@@ -114,13 +123,16 @@ class WindowTrainer(Trainer):
                 self._average.save(folder / AVERAGE)
             if self.state.best_global_step == self.state.global_step:
                 self._keep_best()
-            (folder / COMPLETE).write_text(json.dumps({"steps": self.state.global_step, "seconds": self.seconds}))
+            write_json(folder / COMPLETE, {"steps": self.state.global_step, "seconds": self.seconds})
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainingError(
-                f"{folder} cannot be written ({reason}); the checkpoint before it is kept. Make room and run again."
+                f"{folder} cannot be written ({first_line(error)}); the checkpoint before it is kept. Make room and "
+                "run again."
             ) from error
+        # Not Trainer's own limit: it removes the checkpoint before this one ere this one is whole.
+        for old in _checkpoints(self._output)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -148,8 +160,17 @@ class _Averaging(TrainerCallback):
 
 def last_checkpoint(output: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end."""
-    whole = [file.parent for file in output.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    whole = [folder for folder in _checkpoints(output) if (folder / COMPLETE).exists()]
+    return whole[-1] if whole else None
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    return sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Scores:
