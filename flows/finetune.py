@@ -1,62 +1,86 @@
 """The flow `finetune`: a training as one Prefect task."""
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from flows.segment import can_pass
 from flows.training import load_settings, run_training
+from lmseg_core.errors import ModelError
+from tiling import InputError
 
 _SECONDS = 5.0
 
 
 class FinetuneParameters(BaseModel):
-    """What a training run is told."""
+    """Train a network as a YAML file says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: Path = Field(description="Absolute path of the YAML file with the settings.")
-    changes: dict[str, Any] = Field({}, description='Settings put over the file\'s: {"optimise.rate": 0.001}.')
     output: Path | None = Field(None, description="Absolute folder of the result; that of the file if empty.")
+    data: Path | None = Field(None, description="Absolute folder of the data; data.root of the file if empty.")
+    changes: dict[str, Any] = Field({}, description='Settings put over the file\'s: {"optimise.rate": 0.001}.')
     fresh: bool = Field(False, description="Start again instead of going on.")
 
-    @field_validator("config", "output")
+    @field_validator("config", "output", "data")
     @classmethod
     def _is_absolute(cls, path: Path | None) -> Path | None:
-        # A worker runs in a temporary folder: what is relative to it is lost.
+        # A deployment runs in a temporary working directory: what is relative to it is lost.
         if path is not None and not path.is_absolute():
             raise ValueError(f"{path} is relative; give an absolute path")
         return path
 
 
-@flow(name="finetune", flow_run_name="finetune {parameters.config.stem}", validate_parameters=True)
-def finetune(parameters: FinetuneParameters) -> dict[str, Any]:
-    """Train a network as a YAML file says; the same run again goes on where it stopped."""
-    return _train(parameters)
+@flow(name="finetune", persist_result=False)
+def finetune(parameters: FinetuneParameters) -> dict[str, Any] | State[Any]:
+    """Train a network as a YAML file says; the same run again goes on where it stopped.
+
+    Returns the folder of the model and its figures. Fails at once, with one line that says why, for settings or data
+    that cannot be used; tries again what can pass.
+    """
+    try:
+        report: dict[str, Any] = _train(quote(parameters))  # type: ignore[arg-type]  # Prefect takes the quotes off
+    except (InputError, ModelError) as error:
+        return Failed(message=str(error), data=error)
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["figures"].items())
+    create_markdown_artifact(
+        f"| figure | validation |\n| --- | ---: |\n{rows}\n", key="finetune", description=report["folder"]
+    )
+    return report
 
 
-@task(name="train", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="train",
+    retries=3,
+    retry_delay_seconds=[5, 20, 60],
+    retry_condition_fn=can_pass,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def _train(parameters: FinetuneParameters) -> dict[str, Any]:
     changes = dict(parameters.changes)
-    if parameters.output is not None:
-        changes["output"] = str(parameters.output)
+    for key, path in (("output", parameters.output), ("data.root", parameters.data)):
+        if path is not None:
+            changes[key] = str(path)
     settings = load_settings(parameters.config, changes)
-    if not settings.output.is_absolute():
-        # Relative names of a file count from the file, as a worker has no folder of its own.
-        settings = load_settings(
-            parameters.config, changes | {"output": str(parameters.config.parent / settings.output)}
-        )
-    report = asdict(run_training(settings, parameters.fresh, [_Progress(settings.watch.metric)]))
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["figures"].items())
-    create_markdown_artifact(f"| figure | validation |\n| --- | ---: |\n{rows}\n", key="finetune-figures")
-    return report
+    for key, path in (("output", settings.output), ("data.root", settings.data.root)):
+        if not path.is_absolute():
+            raise InputError(f"{parameters.config} has the relative {key} {path}; give an absolute one for a run")
+    return asdict(run_training(settings, parameters.fresh, [_Progress(settings.watch.metric)]))
 
 
 class _Progress(TrainerCallback):
@@ -73,4 +97,6 @@ class _Progress(TrainerCallback):
         self._written = time.monotonic()
         best = "" if state.best_metric is None else f", best {self._metric} {state.best_metric:.4f}"
         done = f"step {state.global_step} of {state.max_steps}{best}"
-        update_progress_artifact(self._artifact, 100 * state.global_step / state.max_steps, done)
+        # A server that does not answer for a moment must not cost a training its work.
+        with suppress(httpx.HTTPError):
+            update_progress_artifact(self._artifact, 100 * state.global_step / state.max_steps, done)
