@@ -26,7 +26,7 @@ from lmseg_core.errors import ModelError
 from lmseg_core.fusion import fill_missing, make_encoder
 from lmseg_core.head import TAU, TextHead
 from lmseg_core.language import language_blocks, load_blocks
-from lmseg_core.loss import segmentation_loss
+from lmseg_core.loss import reduce_labels, segmentation_loss
 from lmseg_core.processor import LMSegImageProcessor
 from lmseg_core.text import check_names
 
@@ -219,8 +219,7 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
     def _loss(self, logits: Tensor, auxiliary: tuple[Tensor, ...] | None, labels: Tensor) -> Tensor:
         loss, total = segmentation_loss(logits, labels), 1.0
         for i, coarse in enumerate(auxiliary or (), 1):  # half the weight a stage (Isensee et al. 2021)
-            every = slice(None, None, self.config.stride * 2**i)
-            loss = loss + segmentation_loss(coarse, labels[(slice(None), *[every] * self.config.ndim)]) / 2**i
+            loss = loss + segmentation_loss(coarse, reduce_labels(labels, coarse.shape[2:])) / 2**i
             total += 1 / 2**i
         return loss / total
 
