@@ -53,7 +53,7 @@ def finetune(parameters: FinetuneParameters) -> dict[str, Any] | State[Any]:
     that cannot be used; tries again what can pass.
     """
     try:
-        report: dict[str, Any] = _train(quote(parameters))  # type: ignore[arg-type]  # Prefect takes the quotes off
+        report = _train(cast(FinetuneParameters, quote(parameters)))  # as it is: Prefect would walk through it
     except (InputError, ModelError) as error:
         return Failed(message=str(error), data=error)
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["figures"].items())

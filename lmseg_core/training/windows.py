@@ -143,8 +143,8 @@ class RandomWindows(Dataset[Window]):
         if augment.chance(changes.cutmix, generator):
             _, other, its_labels = self._draw(generator)
             image, labels = augment.cutmix(image, labels, (other, its_labels), generator)
-        image = augment.intensity(image, changes, generator)
         sources = self.examples[number].sources
+        image = _told_missing(augment.intensity(image, changes, generator), image, sources)
         if len(sources) > 1 and augment.chance(changes.source_dropout, generator):
             image = augment.drop_source(image, sources, generator)
         return {"pixel_values": image.contiguous(), "labels": labels.contiguous(), "example": number}
@@ -225,7 +225,9 @@ class GridWindows(Dataset[Window]):
         read = place.labels()
         labels = torch.full_like(read, IGNORE)
         labels[own] = read[own]
-        return {"pixel_values": place.image().contiguous(), "labels": labels, "example": number}
+        image = place.image().contiguous()
+        image = _told_missing(image, image, example.sources)
+        return {"pixel_values": image, "labels": labels, "example": number}
 
     def _cells(self, example: Example) -> tuple[int, ...]:
         return tuple(-(-size // want) for size, want in zip(example.labels.shape, self._window, strict=True))
@@ -287,6 +289,14 @@ class _Place:
         index: tuple[Any, ...] = (..., *inside)
         padded[index] = region
         return padded
+
+
+def _told_missing(image: Tensor, before: Tensor, sources: Sequence[int]) -> Tensor:
+    """Return the image with NaN for sources that hold no data in it, all zero `before`: as the network takes it."""
+    if len(sources) < 2:
+        return image
+    parts = zip(torch.split(image, list(sources)), torch.split(before, list(sources)), strict=True)
+    return torch.cat([part if bool(was.any()) else torch.full_like(part, math.nan) for part, was in parts])
 
 
 def _normalised(image: NDArray[Any], example: Example) -> Tensor:
