@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiling import InputError
@@ -28,10 +28,10 @@ def rows(root: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
     columns = [files(root, name) for name in names]
     if all(len(column) == 1 for column in columns):
         return [tuple(column[0] for column in columns)]
-    tables = [_table(name, column, map(_case, column)) for name, column in zip(names, columns, strict=True)]
-    if any(table.keys() != tables[0].keys() for table in tables) and all(map(glob.has_magic, names)):
-        named = zip(names, columns, strict=True)
-        tables = [_table(name, column, _in_place_of_wildcards(root, name, column)) for name, column in named]
+    cases = [[_case(file) for file in column] for column in columns]
+    if any(sorted(column) != sorted(set(cases[0])) for column in cases) and all(map(glob.has_magic, names)):
+        cases = [_in_place_of_wildcards(root, name, column) for name, column in zip(names, columns, strict=True)]
+    tables = [_table(*column) for column in zip(names, columns, cases, strict=True)]
     for name, table in zip(names[1:], tables[1:], strict=True):
         alone = sorted(tables[0].keys() ^ table.keys())
         if alone:
@@ -66,7 +66,7 @@ def files(root: Path, name: str) -> list[str]:
     raise InputError(f"{path} does not exist; mend the name, or data.root")
 
 
-def _table(name: str, column: Sequence[str], cases: Iterable[str]) -> dict[str, str]:
+def _table(name: str, column: Sequence[str], cases: Sequence[str]) -> dict[str, str]:
     table: dict[str, str] = {}
     for file, case in zip(column, cases, strict=True):
         if case in table:
