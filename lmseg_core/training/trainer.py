@@ -111,8 +111,8 @@ class WindowTrainer(Trainer):
         return self._before + time.perf_counter() - self._began
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # A loss that is a number may have a gradient that is none, and weights after it.
-        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        # A loss that is a number may have a gradient that is none, and statistics of norm layers overflow before it.
+        if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
             raise self._spoiled(f"the weights became nan in step {self.state.global_step}")
         folder = self._output / f"checkpoint-{self.state.global_step}"
         try:

@@ -1,0 +1,438 @@
+"""`lmseg finetune` on real files: bad input, full disks, kills, and every kind of language model."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, ResNetBackbone, ResNetConfig, ViTConfig
+
+from lmseg_core import LMSegForSemanticSegmentation, Predictor
+from lmseg_core.training.trainer import last_checkpoint
+from tests.flows.small_training import write_config, write_pair, write_raster
+from tests.local_server import PATIENCE
+from tiling import Box, InputError
+from tiling.sources.raster import RasterSource
+
+from .conftest import Cli
+
+Change = Callable[[Path], dict[str, Any]]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dark", "bright", "an", "a", "image", "region", "of", "july"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with two pairs of an image and labels."""
+    write_pair(tmp_path, "a", 0)
+    write_pair(tmp_path, "b", 1)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT of 3 blocks and 16 channels with its tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(shape).save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).tokenize("july") == ["july"]
+    return str(folder)
+
+
+def _labels(folder: Path, values: Any, **profile: Any) -> dict[str, Any]:
+    write_raster(folder / "l.tif", values, **profile)
+    return {"data.train": [{"image": "a.tif", "label": "l.tif"}]}
+
+
+def _polygons(folder: Path, name: str) -> dict[str, Any]:
+    square = [[441800, 4176300], [441900, 4176300], [441900, 4176200], [441800, 4176300]]
+    feature = {
+        "type": "Feature",
+        "properties": {"kind": name},
+        "geometry": {"type": "Polygon", "coordinates": [square]},
+    }
+    crs = {"type": "name", "properties": {"name": "EPSG:32618"}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    (folder / "fields.geojson").write_text(json.dumps(collection))
+    return {"data.train": [{"image": "a.tif", "label": "fields.geojson", "attribute": "kind"}]}
+
+
+def _vit(folder: Path) -> str:
+    ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder / "vit")
+    return str(folder / "vit")
+
+
+# name: (changes of the settings, words that the one line must hold)
+BAD: dict[str, tuple[Change, list[str]]] = {
+    "unknown key": (lambda t: {"optimise.rat": 1}, ["settings.yaml", "optimise.rat", 'did you mean "rate"?']),
+    "unknown key in a list": (lambda t: {"data.train.0.lable": "x"}, ["data.train.0.lable", '"label"']),
+    "wrong value": (lambda t: {"optimise.steps": 0}, ["settings.yaml", "optimise.steps", "0", "greater"]),
+    "no such choice": (lambda t: {"optimise.schedule": "linear"}, ["optimise.schedule", "linear", "cosine"]),
+    "one class": (lambda t: {"model.classes": [{"name": "dark"}]}, ["classes", "1", "two"]),
+    "two classes of one name": (lambda t: {"model.classes": [{"name": "x"}, {"name": "x"}]}, ["classes", "x", "own"]),
+    "a field that the network lacks": (lambda t: {"model.config": {"width": [4, 8]}}, ["width", "widths"]),
+    "a field of another kind": (lambda t: {"model.config": {"dropout": "much"}}, ["model", "config"]),
+    "missing image": (lambda t: {"data.train.0.image": "no.tif"}, ["no.tif", "does not exist"]),
+    "missing labels": (lambda t: {"data.train.0.label": "no.tif"}, ["no.tif", "does not exist"]),
+    "missing folder": (lambda t: {"data.root": str(t / "no")}, ["no/a.tif", "does not exist", "data.root"]),
+    "pattern without match": (lambda t: {"data.validation.0.image": "*.jp2"}, ["*.jp2", "matches no file"]),
+    "label outside the list": (
+        lambda t: _labels(t, np.full((40, 40), 7, np.uint8)),
+        ["a.tif", "7", "0..1", "data.values"],
+    ),
+    "another size": (lambda t: _labels(t, np.ones((30, 40), np.uint8)), ["a.tif", "l.tif", "(30, 40)"]),
+    "another CRS": (lambda t: _labels(t, np.ones((40, 40), np.uint8), crs="EPSG:3857"), ["EPSG:3857", "warp"]),
+    "a class never seen": (lambda t: _labels(t, np.zeros((40, 40), np.uint8)), ["no pixel of bright", "model.classes"]),
+    "nothing but ignored": (lambda t: _labels(t, np.full((40, 40), 255, np.uint8)), ["a.tif", "all 255"]),
+    "unknown class name": (lambda t: _polygons(t, "lake"), ["fields.geojson", "'lake'", "dark, bright"]),
+    "no attribute": (
+        lambda t: {"data.train": [_polygons(t, "dark")["data.train"][0] | {"attribute": "sort"}]},
+        ["fields.geojson", "'sort'", "kind"],
+    ),
+    "another number of bands": (lambda t: {"model.bands": ["a"]}, ["a.tif", "2 bands", "1"]),
+    "window with an axis too many": (lambda t: {"data.window": [16, 16, 16]}, ["data.window", "2 axes"]),
+    "window larger than the images": (lambda t: {"data.window": [16, 64]}, ["data.window", "a.tif", "40 or less"]),
+    "no window": (lambda t: {"data.window": [0, 16]}, ["data.window.0", "0", "greater"]),
+    "missing language model": (lambda t: {"model.language_model": {"name": str(t / "no")}}, ["model", "no"]),
+    "unknown layout": (lambda t: {"model.language_model": {"name": _vit(t)}}, ["blocks are not known", "BERT"]),
+    "too many blocks": (
+        lambda t: {"model.language_model": {"name": f"{t}/../bert", "blocks": 9}},
+        ["model"],
+    ),
+    "context without a language model": (lambda t: {"model.context": "July"}, ["model.context", "language_model"]),
+    "source dropout for one source": (lambda t: {"augment.source_dropout": 0.5}, ["source_dropout", "one source"]),
+    "freezing everything": (lambda t: {"optimise.freeze": ["encoder", "decoder", "head"]}, ["nothing to train"]),
+    "freezing what is not there": (lambda t: {"optimise.freeze": ["bridge"]}, ["optimise.freeze", "bridge"]),
+    "missing start": (lambda t: {"model.start": "aerial-tinny"}, ["aerial-tinny"]),
+    "figure without a class": (
+        lambda t: (
+            write_raster(t / "l.tif", np.zeros((40, 40), np.uint8)),
+            {"watch.metric": "foreground_dice", "data.validation.0.label": "l.tif"},
+        )[1] | ({"data.validation.0.image": "a.tif"}),
+        ["validation", "dark", "foreground_dice"],
+    ),
+    "foreign output": (lambda t: {"output": str(t)}, ["other files", "output"]),
+    "output below a file": (lambda t: {"output": str(t / "a.tif" / "run")}, ["a.tif", "output"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda name: name.replace(" ", "-"))
+def test_bad_settings_and_data_are_one_line_and_leave_nothing(case: str, cli: Cli, desk: Path) -> None:
+    change, words = BAD[case]
+    changes = change(desk)
+    config = write_config(desk, changes)
+    before = sorted(desk.rglob("*"))
+    code, out, err = cli("finetune", config)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("lmseg: ")
+    assert [word for word in words if word not in err] == [], err
+    assert sorted(desk.rglob("*")) == before
+
+
+def test_files_that_are_no_settings(cli: Cli, desk: Path) -> None:
+    for content, words in ((b"a: [1", "is not YAML"), (b"\xff\xfe\x00", "is not YAML"), (b"- 1", "no settings")):
+        (desk / "bad.yaml").write_bytes(content)
+        code, _, err = cli("finetune", desk / "bad.yaml")
+        assert (code, err.count("\n")) == (2, 1)
+        assert words in err
+    assert cli("finetune", desk / "none.yaml")[0] == 2
+
+
+def test_changes_on_the_command_line(cli: Cli, desk: Path) -> None:
+    config = write_config(desk)
+    code, out, _ = cli(
+        "finetune", config, "--set", "optimise.rate=1e-4", "--set", "data.train.0.bands=[2, 1]", "--json"
+    )
+    assert code == 0
+    kept = json.loads((desk / "run" / "settings.json").read_text())["settings"]
+    assert (kept["optimise"]["rate"], kept["data"]["train"][0]["bands"]) == (1e-4, [2, 1])
+    assert json.loads(out)["steps"] == "4"
+    for change in ("optimise.rate", "optimise.rate.x=1", "data.train.7.image=a", "seed=[1"):
+        assert cli("finetune", config, "--set", change)[0] == 2
+
+
+def test_a_refused_start_over_keeps_the_training_and_a_good_one_keeps_what_is_not_ours(cli: Cli, desk: Path) -> None:
+    config = write_config(desk)
+    assert cli("finetune", config)[0] == 0
+    (desk / "run" / "notes.txt").write_text("mine")
+    weights = (desk / "run" / "model" / "model.safetensors").read_bytes()
+    code, _, err = cli("finetune", config, "--set", "seed=1")
+    assert (code, "another seed; pass --fresh" in err) == (2, True)
+    assert cli("finetune", config, "--set", "model.bands=[a]", "--fresh")[0] == 2
+    assert (desk / "run" / "model" / "model.safetensors").read_bytes() == weights
+    assert cli("finetune", config, "--set", "seed=1", "--fresh")[0] == 0
+    assert (desk / "run" / "model" / "model.safetensors").read_bytes() != weights
+    assert (desk / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_loss_that_is_no_number_names_its_batch_and_keeps_the_checkpoint(cli: Cli, desk: Path) -> None:
+    wild = {"optimise.rate": 1e30, "optimise.optimiser": "sgd", "optimise.clip": 1e30, "optimise.warmup": 0}
+    # The rate rises from nearly nothing, so that the first steps are good ones.
+    changes = {**wild, "optimise.warmup": 1.0, "optimise.rate": 3e4, "optimise.steps": 400, "watch.evaluate": 1}
+    for told in (wild, changes):
+        code, _, err = cli("finetune", write_config(desk, told), "--fresh")
+        assert code == 1
+        last = err.splitlines()[-1]
+        assert "became" in last
+        assert "in step" in last
+        assert "a.tif" in last
+        assert "optimise.rate" in last
+    checkpoint = last_checkpoint(desk / "run")
+    assert checkpoint is not None
+    assert all(bool(value.isfinite().all()) for value in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_a_file_that_breaks_under_a_reading_process_is_one_line(
+    cli: Cli, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, read = os.getpid(), RasterSource.read
+
+    def breaking(self: RasterSource, box: Box) -> Any:
+        if os.getpid() != here:
+            raise InputError(f"{self.uri} is damaged: a block cannot be read")
+        return read(self, box)
+
+    monkeypatch.setattr(RasterSource, "read", breaking)
+    code, _, err = cli("finetune", write_config(desk, {"data.workers": 1, "data.cache": 0}))
+    assert (code, err) == (2, f"lmseg: {desk / 'a_labels.tif'} is damaged: a block cannot be read\n")
+
+
+@pytest.mark.parametrize("kib", [70, 190, 330])
+def test_a_full_disk_keeps_the_checkpoint_before_and_a_rerun_goes_on(kib: int, cli: Cli, desk: Path) -> None:
+    """A small file system that is full at the first checkpoint, a later one, or the finished model; then one that is
+    not."""
+    disk = desk / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        config = write_config(desk, {"output": str(disk / "run"), "optimise.ema": 0.5})
+        code, _, err = cli("finetune", config)
+        assert code == 1, err
+        assert "cannot be written" in err.splitlines()[-1]
+        assert "Make room and run again" in err.splitlines()[-1]
+        kept = last_checkpoint(disk / "run")
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        code, _, err = cli("finetune", config)
+        assert code == 0, err
+        steps = [line.split()[1] for line in err.splitlines() if line.startswith("step ")]
+        assert steps == ["2/4", "4/4"][0 if kept is None else int(kept.name[-1]) // 2 :]
+        whole = write_config(desk, {"output": str(desk / "whole"), "optimise.ema": 0.5})
+        assert cli("finetune", whole)[0] == 0
+        _assert_equal(disk / "run", desk / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def _assert_equal(one: Path, other: Path) -> None:
+    mine, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_killed_command_resumes_to_the_weights_of_an_unbroken_one(cli: Cli, desk: Path) -> None:
+    changes = {
+        "model.config": {"widths": [4, 8], "dropout": 0.2},
+        "optimise.steps": 40,
+        "optimise.ema": 0.9,
+        "augment.noise": 0.1,
+        "watch.evaluate": 10,
+    }
+    broken = write_config(desk, changes | {"output": str(desk / "broken")})
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "finetune", str(broken)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        end = time.monotonic() + PATIENCE
+        while last_checkpoint(desk / "broken") is None:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.5))
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (desk / "broken" / "report.json").exists()
+    assert cli("finetune", broken)[0] == 0
+    assert cli("finetune", write_config(desk, changes | {"output": str(desk / "whole")}))[0] == 0
+    _assert_equal(desk / "broken", desk / "whole")
+
+
+@pytest.mark.parametrize("tune", ["frozen", "lora", "adalora", "dora", "prefix", "adapter", "full"])
+def test_every_way_to_tune_a_language_model(tune: str, cli: Cli, desk: Path, bert: str) -> None:
+    language = {"name": bert, "blocks": 1, "tune": tune, "rank": 2}
+    config = write_config(desk, {"model.language_model": language, "model.save_as": "float16"})
+    code, _, err = cli("finetune", config)
+    assert code == 0, err
+    assert (desk / "run" / "adapter" / "adapter.safetensors").exists()
+    # The finished model loads where peft is not installed.
+    loading = (
+        "import sys; sys.modules['peft'] = None; import numpy as np; from lmseg_core import Predictor; "
+        "p = Predictor.from_pretrained(sys.argv[1], device='cpu'); "
+        "print(p(p.place(np.ones((2, 16, 16), np.float32))[None]).shape)"
+    )
+    if tune == "lora":
+        done = subprocess.run(
+            [sys.executable, "-c", loading, desk / "run" / "model"], capture_output=True, text=True, check=True
+        )
+        assert "[1, 2, 16, 16]" in done.stdout
+    config_of = json.loads((desk / "run" / "model" / "config.json").read_text())
+    assert (config_of["lm_adapter"] is None) == (tune in ("lora", "adalora", "dora"))
+    assert Predictor.from_pretrained(desk / "run" / "model", device="cpu").channels == 2
+    assert "bert" in (desk / "run" / "model" / "README.md").read_text()
+
+
+def test_text_head_and_context(cli: Cli, desk: Path, bert: str) -> None:
+    changes = {
+        "model.text_head": bert,
+        "model.context": "an image of July",
+        "model.language_model": {"name": bert, "blocks": 1, "tune": "frozen"},
+        "model.classes": [
+            {"name": "dark", "synonyms": ["a"], "colour": "#000000"},
+            {"name": "bright", "colour": "#FFFF00"},
+        ],
+    }
+    assert cli("finetune", write_config(desk, changes))[0] == 0
+    network = LMSegForSemanticSegmentation.from_pretrained(desk / "run" / "model")
+    assert (network.config.head, network.config.text_size, network.config.context) == ("text", 16, "an image of July")
+    assert float(network.stored_context.abs().sum()) > 0
+    assert [entry.color for entry in network.config.classes] == ["#000000", "#ffff00"]
+    # Other classes by their names, from the model that knows words.
+    others = {
+        "model.start": str(desk / "run" / "model"),
+        "output": str(desk / "second"),
+        "optimise.freeze": ["encoder"],
+    }
+    classes = [{"name": "july"}, {"name": "region"}]
+    code, _, err = cli("finetune", write_config(desk, others | {"model.classes": classes}))
+    assert (code, "text_head" in err) == (2, True)
+    assert cli("finetune", write_config(desk, others | {"model.classes": classes, "model.text_head": bert}))[0] == 0
+    second = LMSegForSemanticSegmentation.from_pretrained(desk / "second" / "model")
+    assert [entry.name for entry in second.config.classes] == ["july", "region"]
+    assert not torch.equal(second.head.embeddings, network.head.embeddings)
+    assert float(second.head.embeddings.abs().sum()) > 0
+
+
+def test_a_network_without_a_language_model_goes_on_with_one(cli: Cli, desk: Path, bert: str) -> None:
+    assert cli("finetune", write_config(desk))[0] == 0
+    changes = {
+        "model.start": str(desk / "run" / "model"),
+        "model.language_model": {"name": bert, "blocks": [0, 2], "tune": "lora"},
+        "optimise.freeze": ["encoder"],
+        "optimise.rates": {"bridge": 1e-4},
+        "output": str(desk / "second"),
+    }
+    code, _, err = cli("finetune", write_config(desk, changes))
+    assert code == 0, err
+    before, after = (load_file(desk / name / "model" / "model.safetensors") for name in ("run", "second"))
+    same = [name for name in before if torch.equal(before[name], after[name])]
+    assert {name for name in before if name.startswith("encoder.")} <= set(same)
+    assert any(name.startswith("bridge.blocks.1.") for name in after)
+
+
+def test_a_backbone_with_a_language_model(cli: Cli, desk: Path, bert: str) -> None:
+    torch.manual_seed(0)
+    shape = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic", out_indices=[1, 2])
+    ResNetBackbone(shape).save_pretrained(desk / "resnet")
+    changes = {
+        "model.backbone": str(desk / "resnet"),
+        "model.language_model": {"name": bert, "blocks": 1, "tune": "frozen"},
+        "model.config": {"widths": [4, 4, 4, 8]},
+    }
+    code, _, err = cli("finetune", write_config(desk, changes))
+    assert code == 0, err
+    assert Predictor.from_pretrained(desk / "run" / "model", device="cpu").channels == 2
+
+
+@pytest.mark.parametrize("fusion", ["stack", "separate"])
+def test_several_sources_of_which_some_are_missing(fusion: str, cli: Cli, desk: Path) -> None:
+    for name in "ab":
+        radar = np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
+        radar[:, :20] = np.nan  # beside its swath
+        write_raster(desk / f"{name}_radar.tif", radar)
+    pairs = {part: [{"image": [f"{name}.tif", f"{name}_radar.tif"], "label": f"{name}_labels.tif"}]
+             for part, name in (("train", "a"), ("validation", "b"))}  # fmt: skip
+    changes = {f"data.{part}": pair for part, pair in pairs.items()} | {
+        "model.bands": ["a", "b", "radar"],
+        "model.config": {"widths": [4, 8], "fusion": fusion},
+        "augment.source_dropout": 0.5,
+        "augment.brightness": 0.2,
+        "optimise.steps": 8,
+    }
+    code, _, err = cli("finetune", write_config(desk, changes))
+    assert code == 0, err
+    network = LMSegForSemanticSegmentation.from_pretrained(desk / "run" / "model")
+    assert (network.config.sources, network.config.fusion) == ([2, 1], fusion)
+    changes["data.validation"] = [{"image": ["b_radar.tif", "b.tif"], "label": "b_labels.tif"}]
+    code, _, err = cli("finetune", write_config(desk, changes | {"output": str(desk / "second")}))
+    assert code == 2
+    assert "sources of [1, 2] bands and the network of [2, 1]" in err
+
+
+def test_a_search_is_interrupted_and_goes_on(cli: Cli, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"optimise.rate": [1e-4, 1e-1, "log"], "data.window": [[16, 16], [24, 24]], "optimise.batch": [1, 3]}
+    search = {"trials": 3, "steps": 4, "space": space}
+    config = write_config(desk, {"search": search})
+    import flows.training
+
+    train, calls = flows.training.run_training, []
+
+    def interrupted(settings: Any, *rest: Any) -> Any:
+        calls.append(settings)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(settings, *rest)
+
+    monkeypatch.setattr(flows.training, "run_training", interrupted)
+    assert cli("finetune", config, "--search")[0] in (1, 130)
+    monkeypatch.setattr(flows.training, "run_training", lambda s, *rest: (calls.append(s), train(s, *rest))[1])
+    code, out, err = cli("finetune", config, "--search", "--json")
+    assert code == 0, err
+    # The second trial came again, then the third.
+    assert [s.digest for s in calls[1:3]] == [calls[1].digest] * 2
+    assert len({s.digest for s in calls}) == 3 == len(calls) - 1
+    facts = json.loads(out)
+    assert facts["trials"].startswith("3")
+    best = yaml.safe_load((desk / "run" / "search" / "best.yaml").read_text())
+    assert str(best["optimise"]["rate"]) == facts["optimise.rate"]
+    assert best["data"]["window"] in space["data.window"]
+    assert best["optimise"]["steps"] == 4
+    assert len(calls) == 4
+    assert cli("finetune", config, "--search")[0] == 0  # nothing is missing
+    assert len(calls) == 4
+    # The folder of the search does not keep the training itself away.
+    code, _, err = cli("finetune", desk / "run" / "search" / "best.yaml")
+    assert code == 0, err
+    assert (desk / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"optimise.rat": [1e-4, 1e-1]}, "optimise.rat; did you mean"),
+        ({"optimise.rate": [1e-4]}, "range"),
+        ({"optimise.rate": [1e-1, 1e-4, "log"]}, "rise"),
+        ({"optimise.optimiser": ["adamw", "lion"]}, "lion"),
+        ({"optimise": [{"rate": 1}, 3]}, "optimise"),
+    ],
+)
+def test_a_space_that_the_settings_refuse(space: dict[str, Any], words: str, cli: Cli, desk: Path) -> None:
+    config = write_config(desk, {"search": {"trials": 2, "steps": 2, "space": space}})
+    code, _, err = cli("finetune", config, "--search")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert words in err
+    assert not (desk / "run").exists()
