@@ -12,6 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import task_run
 from prefect.states import Failed
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -80,7 +81,8 @@ def _train(parameters: FinetuneParameters) -> dict[str, Any]:
     for key, path in (("output", settings.output), ("data.root", settings.data.root)):
         if not path.is_absolute():
             raise InputError(f"{parameters.config} has the relative {key} {path}; give an absolute one for a run")
-    return asdict(run_training(settings, parameters.fresh, [_Progress(settings.watch.metric)]))
+    fresh = parameters.fresh and task_run.run_count == 1  # a retry goes on with what its first try began
+    return asdict(run_training(settings, fresh, [_Progress(settings.watch.metric)]))
 
 
 class _Progress(TrainerCallback):

@@ -17,6 +17,7 @@ from distributed import Client
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
+from flows.finetune import FinetuneParameters
 from flows.parameters import RegionParameters, VolumeParameters
 from flows.scores import EvaluationParameters
 from tests.local_server import PATIENCE, ROOT, Server, stop, wait_for
@@ -24,7 +25,7 @@ from tests.local_server import PATIENCE, ROOT, Server, stop, wait_for
 DEPLOYMENTS = ROOT / "deployments"
 PREFECT_YAML = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())
 SEGMENT = {"segment_region": RegionParameters, "segment_volume": VolumeParameters}
-MODELS = SEGMENT | {"evaluate": EvaluationParameters}
+MODELS = SEGMENT | {"evaluate": EvaluationParameters, "finetune": FinetuneParameters}
 
 # ------------------------------------------------------------------------------------------------- files
 
@@ -39,7 +40,7 @@ def entries() -> list[Any]:
 def test_flows_have_their_deployments() -> None:
     names = {(entry["entrypoint"], entry["name"]) for entry in PREFECT_YAML["deployments"]}
     segment = {(f"flows.segment:{flow}", place) for flow in SEGMENT for place in ("local", "container", "kubernetes")}
-    assert names == segment | {("flows.evaluate:evaluate", "local")}
+    assert names == segment | {("flows.evaluate:evaluate", "local"), ("flows.finetune:finetune", "local")}
 
 
 @pytest.mark.parametrize("entry", entries())
