@@ -155,7 +155,7 @@ def _train(
         figures=measure(finished, grid_windows, settings.optimise.batch, len(names)),
     )
     draw_curves(trainer.state.log_history, settings.watch.metric, output / "curves.png")
-    draw_validation(finished, grid_windows, finished.config.colours, output / "validation.png")
+    draw_validation(finished, grid_windows, finished.config.classes, output / "validation.png")
     write_card(output / "model" / "README.md", settings, asdict(report))
     write_json(output / REPORT, asdict(report))  # last: a training with a report is done
     return report
