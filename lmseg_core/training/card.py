@@ -23,7 +23,7 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
         "tags": ["lmseg", *told.tags],
     }
     name = settings.output.name
-    rows = [f"| {entry.value} | {entry.name} | {figures[f'iou_{entry.value}']:.3f} |" for entry in config.classes]
+    rows = [_row(entry.value, entry.name, figures[f"iou_{entry.value}"]) for entry in config.classes]
     language = settings.model.language_model
     tile = " x ".join(map(str, config.tile))
     statistics = "the training data" if settings.data.normalise == "fixed" else "the whole image"
@@ -35,7 +35,7 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
 
 # {name}
 
-{told.about}
+{told.about.strip()}
 
 | | |
 | --- | --- |
@@ -49,19 +49,23 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
 
 ## Data
 
-{told.data}
+{told.data.strip()}
 
 ## Figures
 
 On the validation data, all pixels together: mean IoU {figures["mean_iou"]:.3f}, mean Dice {figures["mean_dice"]:.3f},
 of the classes but the first {figures["foreground_dice"]:.3f}, pixel accuracy {figures["pixel_accuracy"]:.3f}.
 
-| value | class | IoU |
-| ---: | --- | ---: |
+| value | class | IoU | Dice |
+| ---: | --- | ---: | ---: |
 {chr(10).join(rows)}
 
 ## Limits
 
-{told.limits}
+{told.limits.strip()}
 """
     path.write_text(text)
+
+
+def _row(value: int, name: str, iou: float) -> str:
+    return f"| {value} | {name} | {iou:.3f} | {2 * iou / (1 + iou):.3f} |"

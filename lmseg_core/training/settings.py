@@ -238,8 +238,11 @@ class Settings(_Settings):
     @property
     def digest(self) -> str:
         """Changes with everything that changes the weights, and not with where files are."""
+        # Without defaults: a setting that a later version adds changes nothing for those who do not use it.
         told = self.model_dump(
-            mode="json", exclude={"output": True, "card": True, "data": {"root", "cache", "workers"}}
+            mode="json",
+            exclude_defaults=True,
+            exclude={"output": True, "card": True, "data": {"root", "cache", "workers"}},
         )
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
