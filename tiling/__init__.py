@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tiling.grid import Axis, Grid
     from tiling.intensity import Statistics, statistics
     from tiling.predict import Oriented, Predict
-    from tiling.sources import Pixels, Source, open
+    from tiling.sources import Part, Pixels, Source, open
     from tiling.sources.array import ArraySource
     from tiling.space import Space
     from tiling.store import Store, create, open_store
@@ -35,7 +35,7 @@ _MODULES = {
     "grid": ("Axis", "Grid"),
     "intensity": ("Statistics", "statistics"),
     "predict": ("Oriented", "Predict"),
-    "sources": ("Pixels", "Source", "open"),
+    "sources": ("Part", "Pixels", "Source", "open"),
     "sources.array": ("ArraySource",),
     "space": ("Space",),
     "store": ("Store", "create", "open_store"),
@@ -56,6 +56,7 @@ __all__ = [
     "InputError",
     "Oriented",
     "OutputError",
+    "Part",
     "Pixels",
     "Plan",
     "Predict",

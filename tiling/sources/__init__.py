@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +12,22 @@ from numpy.typing import NDArray
 from tiling.box import Box
 from tiling.errors import InputError
 from tiling.space import Space
+
+# What stands in a name in place of a file that is missing: `s2.tif,-,dem.tif`.
+MISSING = "-"
+# Torch has no arithmetic for the others, and float64 doubles the memory for digits that no sensor has.
+_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32")
+
+
+class Part(NamedTuple):
+    """One of the files that a source joins, and how many of the source's channels it gives."""
+
+    file: str
+    channels: int
+
+    @property
+    def missing(self) -> bool:
+        return self.file == MISSING
 
 
 class Pixels(NamedTuple):
@@ -40,6 +57,11 @@ class Source(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The files it joins, in the order of their channels; those that are missing give none."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Changes when the bytes behind the source do."""
         ...
@@ -53,7 +75,8 @@ def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | N
     """A raster or a volume, told apart by name.
 
     Args:
-        uri: path or address; band files of one image joined by commas; `.nii` and `.nii.gz` are volumes.
+        uri: path or address, or several joined by commas: bands of one image, or images on one grid. `-` stands for
+            a file that is missing, for models that can do without. `.nii` and `.nii.gz` are volumes.
         bands: bands of a raster, counted from 1; all but alpha by default.
         form: `sform` or `qform`, the one to trust where a volume's two disagree.
 
@@ -61,17 +84,48 @@ def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | N
         InputError: where it cannot be read, or has no usable geometry.
     """
     name = str(uri)
-    if name.lower().endswith((".nii", ".nii.gz")):
+    if not present(name):
+        raise InputError(f"{name!r} names no file; give at least one")
+    if is_volume(name):
         from tiling.sources.volume import open_volume
+        from tiling.sources.volumes import open_volumes
 
         if bands is not None:
             raise InputError(f"{name} is a volume and has no bands to choose; leave out --bands")
-        return open_volume(name, form)
+        return open_volume(name, form) if split(name) == (name,) else open_volumes(name, form)
     from tiling.sources.raster import open_raster
 
     if form is not None:
         raise InputError(f"{name} is a raster and has no {form}; leave out --form")
     return open_raster(name, bands)
+
+
+def split(uri: str) -> tuple[str, ...]:
+    """The files that a name joins by commas; a file that exists is one, whatever its name."""
+    return (uri,) if os.path.exists(uri) else tuple(filter(None, uri.split(",")))
+
+
+def present(uri: str) -> tuple[str, ...]:
+    """The files that a name joins, without those that are missing."""
+    return tuple(file for file in split(uri) if file != MISSING)
+
+
+def is_volume(uri: str) -> bool:
+    """Whether a name is a volume's, which its ending tells.
+
+    Raises:
+        InputError: where it joins volumes and rasters.
+    """
+    kinds = {file.lower().endswith((".nii", ".nii.gz")) for file in present(uri)}
+    if len(kinds) > 1:
+        raise InputError(f"{uri} joins volumes and rasters; give files of one kind")
+    return True in kinds
+
+
+def common_dtype(*dtypes: Any) -> np.dtype[Any]:
+    """The supported type that holds all of these, float32 where none does."""
+    dtype = np.result_type(*dtypes).newbyteorder("=")
+    return dtype if dtype.name in _DTYPES else np.dtype("float32")
 
 
 def all_valid(shape: tuple[int, ...]) -> NDArray[np.bool_]:

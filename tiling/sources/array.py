@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, all_valid, mask_nonfinite
+from tiling.sources import Part, Pixels, all_valid, mask_nonfinite
 from tiling.space import Space
 
 
@@ -50,6 +50,10 @@ class ArraySource:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.values.dtype
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self.uri, self.channels),)
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from rasterio.windows import Window
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, all_valid, mask_nonfinite
+from tiling.sources import MISSING, Part, Pixels, all_valid, common_dtype, mask_nonfinite, present, split
 from tiling.sources.fingerprint import fingerprint
 from tiling.space import Space
 
@@ -36,16 +35,13 @@ GDAL_ENV: dict[str, Any] = {
 # allowed.
 _REMOTE_ENV = GDAL_ENV | {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
-# Torch has no arithmetic for the others, and float64 doubles the memory for digits that no sensor has.
-_DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32")
-
 
 @dataclass(frozen=True, slots=True)
 class RasterSource:
-    """One image in one or several files; the first file's grid is the image's.
+    """One image in one or several files; the grid of the first that is there is the image's.
 
     Attributes:
-        files: what GDAL opens.
+        files: what GDAL opens, `-` for one that is missing.
         bands: (file number, band number from 1) of each channel.
         names: a name a channel, empty where the file gives none.
         nodata: the value of missing pixels per channel, None where there is none.
@@ -63,6 +59,13 @@ class RasterSource:
     @property
     def channels(self) -> int:
         return len(self.bands)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        numbers = [number for number, _ in self.bands]
+        if numbers != sorted(numbers):  # bands were chosen to and fro
+            return (Part(self.uri, self.channels),)
+        return tuple(Part(file, numbers.count(number)) for number, file in enumerate(self.files))
 
     @property
     def transform(self) -> Affine:
@@ -130,12 +133,12 @@ class RasterSource:
 
 
 def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
-    """An image that GDAL reads; `a.tif,b.tif` takes its bands from several files.
+    """An image that GDAL reads; `a.tif,-,b.tif` takes its bands from several files, of which one is missing.
 
     Raises:
-        InputError: where a file is missing, damaged or no image, or a band does not exist.
+        InputError: where a file is damaged or no image, or a band does not exist.
     """
-    files = tuple(filter(None, uri.split(","))) if not Path(uri).exists() else (uri,)
+    files = split(uri)
     channels: list[tuple[int, int]] = []
     names: list[str] = []
     nodata: list[float | None] = []
@@ -144,6 +147,9 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
     words: list[Any] = [bands]
     spaces = []
     for number, file in enumerate(files):
+        if file == MISSING:
+            words.append(MISSING)
+            continue
         with rasterio.Env(**_env(file)), _checked_open(file) as dataset:
             spaces.append(_space(dataset))
             # Viewers write statistics and overviews beside an image, which change none of its pixels.
@@ -155,9 +161,10 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
                     names.append(dataset.descriptions[band - 1] or "")
                     nodata.append(dataset.nodatavals[band - 1])
                     dtypes.append(dataset.dtypes[band - 1])
-    for file, space in zip(files, spaces, strict=True):
+    there = present(uri)
+    for file, space in zip(there, spaces, strict=True):
         if space.crs != spaces[0].crs:
-            raise InputError(f"{file} has another CRS than {files[0]}; warp it with gdalwarp first")
+            raise InputError(f"{file} has another CRS than {there[0]}; warp it with gdalwarp first")
     if bands is not None:
         missing = [b for b in bands if not 1 <= b <= len(channels)]
         if missing:
@@ -168,6 +175,8 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
             [nodata[b - 1] for b in bands],
             [dtypes[b - 1] for b in bands],
         )
+        if MISSING in files and channels != sorted(channels, key=lambda channel: channel[0]):
+            raise InputError(f"{uri} has a missing file, whose place the order of --bands hides; keep the files' order")
     if not channels:
         raise InputError(f"{uri} has only an alpha band; give an image with at least one band of data")
     return RasterSource(
@@ -282,8 +291,7 @@ def _sample(dataset: Any) -> bytes:
 def _dtype(uri: str, dtypes: list[str]) -> np.dtype[Any]:
     if any("complex" in d for d in dtypes):
         raise InputError(f"{uri} holds complex numbers; give amplitude or intensity instead")
-    dtype = np.result_type(*dtypes)
-    return dtype if dtype.name in _DTYPES else np.dtype("float32")
+    return common_dtype(*dtypes)
 
 
 def _reason(error: BaseException) -> str:

@@ -14,10 +14,11 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.errors import InputError
-from tiling.sources import Pixels, all_valid, mask_nonfinite
+from tiling.sources import Part, Pixels, all_valid, common_dtype, mask_nonfinite
 from tiling.sources.fingerprint import fingerprint
 from tiling.space import Forms, Space
 
@@ -37,9 +38,18 @@ class VolumeSource:
     def channels(self) -> int:
         return 1
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self.uri, 1),)
+
     def read(self, box: Box) -> Pixels:
         """The box's voxels, scaled by the header's slope and intercept."""
         values = np.empty((1, *box.shape), self.dtype)
+        self.read_into(values[0], box)
+        return mask_nonfinite(values, all_valid(box.shape))
+
+    def read_into(self, values: NDArray[Any], box: Box) -> None:
+        """Fills `values`, the shape of the box and of a type that holds the volume's, with the box's voxels."""
         proxy = _image(self.uri, self.fingerprint).dataobj
         (z0, y0, x0), (z1, y1, x1) = box.start, box.stop
         plane = self.space.shape[1] * self.space.shape[2] * max(4, self.dtype.itemsize)
@@ -49,16 +59,15 @@ class VolumeSource:
                 stop = min(z + step, z1)
                 # Whole planes lie in one piece; picking rows would mean a seek each.
                 slab = np.asarray(proxy[:, :, z:stop] if len(proxy.shape) == 3 else proxy[:, :, z:stop, 0])
-                values[0, z - z0 : stop - z0] = slab[x0:x1, y0:y1].T
+                values[z - z0 : stop - z0] = slab[x0:x1, y0:y1].T
         except (OSError, EOFError, ValueError, zlib.error) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{self.uri} cannot be read at planes {z0}..{z1}: {reason}; fetch or write the file again"
             ) from error
-        return mask_nonfinite(values, all_valid(box.shape))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # more than the sequences of one case
 def _image(path: str, fingerprint: str) -> Any:
     # Kept open: indexed_gzip remembers its seek points, so a later slab need not start from the first byte.
     return nibabel.load(path)
@@ -102,11 +111,10 @@ def open_volume(path: str, form: str | None = None) -> VolumeSource:
     _check_complete(path, header, int(np.prod(image.shape)) * dtype.itemsize)
     # The header of a loaded image forgets its scale; the array it reads through does not.
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
-    keep = not scaled and dtype.name in ("uint8", "int8", "uint16", "int16", "int32", "float32")
     return VolumeSource(
         path,
         Space(tuple(shape[::-1]), _affine(path, header, form), forms=_forms(header)),
-        np.dtype(dtype.newbyteorder("=") if keep else "float32"),
+        np.dtype("float32") if scaled else common_dtype(dtype),
         fingerprint([path], form),
     )
 
