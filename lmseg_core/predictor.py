@@ -48,23 +48,34 @@ class _Loaded:
 class Predictor:
     """A trained network bound to a device and, where it needs them, to the statistics of a scene.
 
-    Pickles as its name, device and statistics, and loads once a process: it is cheap to send with every
+    Where the network has several sources it may be bound to an image that lacks some: its `channels`, `bands` and
+    statistics are of the others. Pickles as its arguments, and loads once a process: it is cheap to send with every
     block.
     """
 
-    def __init__(self, source: str, device: str = "auto", statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        device: str = "auto",
+        statistics: Statistics | None = None,
+        absent: tuple[int, ...] = (),
+    ) -> None:
         loaded = _load(source, device)
         config = loaded.network.config
-        self._arguments = (source, device, statistics)
+        self._arguments = (source, device, statistics, absent)
         self._network = loaded.network
         self._device = loaded.device
+        self.sources: tuple[int, ...] = tuple(config.sources or ())
+        self._kept = _kept(self.sources, absent) if absent else list(range(config.in_channels))
         fixed = loaded.processor.raw_statistics()
-        self._statistics = statistics if fixed is None else Statistics(tuple(fixed[0]), tuple(fixed[1]))
-        self.channels: int = config.in_channels
+        self._statistics = (
+            statistics if fixed is None else Statistics(*(tuple(values[c] for c in self._kept) for values in fixed))
+        )
+        self.channels: int = len(self._kept)
         self.ndim: int = config.ndim
         self.tile: tuple[int, ...] = tuple(config.tile)
         self.classes: tuple[SegmentClass, ...] = config.classes
-        self.bands: tuple[str, ...] = tuple(config.bands)
+        self.bands: tuple[str, ...] = tuple(config.bands[c] for c in self._kept)
         self.batch: int = 8 if loaded.device.type == "cuda" else _lanes()[1]
         self.needs_statistics: bool = self._statistics is None
         self.digest: str = loaded.digest
@@ -72,6 +83,8 @@ class Predictor:
             self._check_statistics(self._statistics)
         if statistics is not None:
             self.digest = hashlib.sha256(f"{loaded.digest} {statistics!r}".encode()).hexdigest()
+        if absent:
+            self.digest = hashlib.sha256(f"{self.digest} without {absent}".encode()).hexdigest()
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "auto") -> "Predictor":
@@ -84,8 +97,25 @@ class Predictor:
 
     def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> "Predictor":
         """Return this predictor bound to the mean and standard deviation a band of a scene, in raw units."""
-        source, device, _ = self._arguments
-        return type(self)(source, device, Statistics(tuple(map(float, mean)), tuple(map(float, std))))
+        source, device, _, absent = self._arguments
+        return type(self)(source, device, Statistics(tuple(map(float, mean)), tuple(map(float, std))), absent)
+
+    def without(self, absent: Sequence[int]) -> "Predictor":
+        """Return this predictor for images that lack these sources, counted from 0; statistics are to be bound after.
+
+        Blocks and windows then hold the channels of the other sources only. Raises ModelError where the model has no
+        such sources, or none would be left.
+        """
+        source, device, statistics, _ = self._arguments
+        numbers = tuple(sorted(set(absent)))
+        wrong = [number for number in numbers if not 0 <= number < len(self.sources)]
+        if wrong:
+            raise ModelError(f"{source} has {len(self.sources)} sources and cannot do without source {wrong[0] + 1}.")
+        if numbers and len(numbers) == len(self.sources):
+            raise ModelError(f"{source} needs one of its {len(self.sources)} sources; give at least one.")
+        if statistics is not None:
+            raise ModelError(f"{source} has statistics bound of other bands; call without() before with_statistics().")
+        return type(self)(source, device, None, numbers)
 
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Tensor:
         """Bring a raw block (C, *S) to the device in its own dtype; `values` may be changed on the way.
@@ -122,19 +152,28 @@ class Predictor:
 
     def _score(self, batch: Tensor) -> Tensor:
         with torch.inference_mode():
-            values = normalise(batch.to(self._device), *self._bound())
+            values = self._complete(normalise(batch.to(self._device), *self._bound()))
             values = values.contiguous(memory_format=_FORMAT[self.ndim])
             logits = self._network(values, source_mask=self._present(values)).logits
             return torch.softmax(logits.float(), dim=1).contiguous()
 
+    def _complete(self, values: Tensor) -> Tensor:
+        """Return windows (B, C, *S) of all the model's channels, zero where their source is absent."""
+        channels = self._network.config.in_channels
+        if len(self._kept) == channels:
+            return values
+        full = values.new_zeros((len(values), channels, *values.shape[2:]))
+        full[:, self._kept] = values  # (B, C_present, *S) -> (B, C, *S)
+        return full
+
     def _present(self, values: Tensor) -> Tensor | None:
-        """Return which sources a window has, (B, n) bool: `place` fills what is missing with the mean, here zero."""
+        """Return which sources a window has, (B, n) bool; those that are absent, and pixels of no data, are zero."""
         sources = self._network.config.sources
         if sources is None:
             return None
         return torch.stack([part.flatten(1).any(1) for part in torch.split(values, sources, dim=1)], dim=1)
 
-    def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None]]:
+    def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None, tuple[int, ...]]]:
         return type(self), self._arguments
 
     def __repr__(self) -> str:
@@ -155,6 +194,12 @@ class Predictor:
                     f"{self._arguments[0]} got {name} {values}; give one finite value for each of its "
                     f"{self.channels} bands."
                 )
+
+
+def _kept(sources: Sequence[int], absent: Sequence[int]) -> list[int]:
+    """Return the channels of the sources that are not absent."""
+    owners = [number for number, channels in enumerate(sources) for _ in range(channels)]
+    return [channel for channel, owner in enumerate(owners) if owner not in absent]
 
 
 def _load(source: str, device: str) -> _Loaded:

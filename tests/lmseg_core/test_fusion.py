@@ -1,6 +1,7 @@
 """Several sources: a missing one changes nothing by what its channels hold."""
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,81 @@ def test_a_predictor_notices_what_is_missing(tmp_path: Path, fused: LMSegForSema
     x = torch.from_numpy((values - np.float32(3.3)) / 2)[None]
     mask = torch.tensor([[True, False, True]])
     assert torch.allclose(scores, fused(x, source_mask=mask).logits.softmax(1), atol=1e-5)
+
+
+@pytest.fixture(params=["fixed", "image"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, fused: LMSegForSemanticSegmentation) -> Path:
+    """The network in a folder, with statistics of its own or of each image."""
+    fused.save_pretrained(tmp_path)
+    own = {"image_mean": [3.3, 2.0, 9.0, 4.0, 5.0], "image_std": [2.0] * 5} if request.param == "fixed" else {}
+    LMSegImageProcessor(mode=request.param, **own).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _bound(model: Predictor) -> Predictor:
+    means = dict(zip("abcde", [3.3, 2.0, 9.0, 4.0, 5.0], strict=True))
+    return (
+        model.with_statistics([means[b] for b in model.bands], [2.0] * model.channels)
+        if model.needs_statistics
+        else model
+    )
+
+
+@pytest.mark.parametrize(
+    ("absent", "kept"), [([1], [0, 1, 3, 4]), ([0], [2, 3, 4]), ([2, 0], [2]), ((0, 1), [3, 4]), ([], [0, 1, 2, 3, 4])]
+)
+def test_a_predictor_does_without_sources(
+    folder: Path, fused: LMSegForSemanticSegmentation, absent: list[int], kept: list[int]
+) -> None:
+    model = _bound(Predictor.from_pretrained(folder, device="cpu").without(absent))
+    assert (model.channels, model.sources) == (len(kept), (2, 1, 2))
+    assert model.bands == tuple("abcde"[c] for c in kept)
+    block = np.random.default_rng(0).integers(0, 9, (5, 16, 16)).astype(np.uint16)
+    placed = model.place(block[kept])
+    assert (placed.dtype, placed.shape[0]) == (torch.uint16, len(kept))
+    mean = np.array([3.3, 2.0, 9.0, 4.0, 5.0], np.float32).reshape(5, 1, 1)
+    mask = torch.tensor([[number not in absent for number in range(3)]] * 2)
+    for held in (0.0, math.nan, 1e30):
+        whole = np.full((5, 16, 16), held, np.float32)
+        whole[kept] = block[kept]
+        x = torch.from_numpy((whole - mean) / 2)[None].repeat(2, 1, 1, 1)
+        expected = fused(x, source_mask=mask).logits.softmax(1)
+        assert torch.allclose(model(torch.stack([placed, placed])), expected, atol=1e-5)
+
+
+def test_a_predictor_without_sources_travels_and_has_a_digest_of_its_own(folder: Path) -> None:
+    full = Predictor.from_pretrained(folder, device="cpu")
+    models = [_bound(full.without(absent)) for absent in ((), (0,), (1,), (2,), (0, 2))]
+    assert len({model.digest for model in models}) == len(models)
+    assert models[0].digest == _bound(full).digest
+    assert _bound(full.without([2, 0, 2])).digest == models[-1].digest
+    for model in models:
+        got = pickle.loads(pickle.dumps(model))
+        assert (got.digest, got.channels, got.bands) == (model.digest, model.channels, model.bands)
+        x = torch.rand(1, model.channels, 16, 16)
+        assert torch.equal(got(x), model(x))
+
+
+def test_what_a_predictor_cannot_do_without_is_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, make_network: Maker
+) -> None:
+    model = Predictor.from_pretrained(folder)
+    with pytest.raises(ModelError, match="needs one of its 3 sources; give at least one"):
+        model.without((0, 1, 2))
+    with pytest.raises(ModelError, match="has 3 sources and cannot do without source 4"):
+        model.without((3,))
+    with pytest.raises(ModelError, match=r"call without\(\) before with_statistics\(\)"):
+        model.with_statistics([1.0] * 5, [1.0] * 5).without((0,))
+    with pytest.raises(ModelError, match="expects 3 bands \\(c, d, e\\) over 2 axes"):
+        _bound(model.without((0,))).place(np.zeros((5, 16, 16), np.uint8))
+    if model.needs_statistics:
+        with pytest.raises(ModelError, match="give one finite value for each of its 3 bands"):
+            model.without((0,)).with_statistics([1.0] * 5, [1.0] * 5)
+    plain = tmp_path_factory.mktemp("plain")
+    make_network().save_pretrained(plain)
+    LMSegImageProcessor(mode="image").save_pretrained(plain)
+    with pytest.raises(ModelError, match="has 0 sources and cannot do without source 1"):
+        Predictor.from_pretrained(plain).without((0,))
 
 
 def test_masks_that_do_not_fit_are_refused(fused: LMSegForSemanticSegmentation, make_network: Maker) -> None:
