@@ -21,6 +21,10 @@ def describe(image: Source) -> dict[str, Any]:
         "size": " x ".join(str(n) for n in space.shape[::-1]) + (" (x, y)" if space.ndim == 2 else " (x, y, z)"),
         "type": str(image.dtype),
     }
+    if len(image.parts) > 1:
+        facts["files"] = ", ".join(
+            f"{part.file} ({'missing' if part.missing else part.channels})" for part in image.parts
+        )
     if isinstance(image, RasterSource):
         named = [f"{i} {name}".strip() for i, name in enumerate(image.names, 1)]
         facts["bands"] = ", ".join(named)

@@ -34,11 +34,6 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
         raise InputError(f"--bands {text!r} is not a list of band numbers; write it as 1,2,3") from None
 
 
-def is_volume(source: str) -> bool:
-    """Whether a name is a volume's."""
-    return source.lower().endswith((".nii", ".nii.gz"))
-
-
 Bytes = Annotated[
     int,
     BeforeValidator(parse_bytes),
@@ -75,7 +70,7 @@ class _Parameters(BaseModel):
 
 
 class RegionParameters(_Parameters):
-    """Segment rasters: any file, address or comma-joined list of band files that GDAL reads."""
+    """Segment rasters: any file or address that GDAL reads, or several joined by commas, - for one that is missing."""
 
     model: str = Field("land-cover-tiny", description="Bundled model, folder or hub name.")
     bands: list[int] | None = Field(None, description="Bands to feed the model, counted from 1.")
@@ -85,7 +80,7 @@ class RegionParameters(_Parameters):
 
 
 class VolumeParameters(_Parameters):
-    """Segment volumes: NIfTI files."""
+    """Segment volumes: NIfTI files, or several on one grid joined by commas, - for one that is missing."""
 
     model: str = Field("hippocampus-tiny", description="Bundled model, folder or hub name.")
     box: tuple[float, float, float, float, float, float] | None = Field(

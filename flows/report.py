@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from tiling import Space, Store
+from tiling import Part, Source, Space, Store
 from tiling.formats import whole
 
 _A, _F = 6378137.0, 1 / 298.257223563  # WGS 84
@@ -34,6 +34,7 @@ class Report:
     """The result of a run.
 
     Attributes:
+        parts: the files of the source and their channels; a missing one is `-` with none.
         nodata: pixels of the area without an answer.
         nonfinite: pixels among them that held NaN or infinity.
         tiles: tiles predicted.
@@ -41,6 +42,7 @@ class Report:
     """
 
     source: str
+    parts: tuple[Part, ...]
     store: str
     model: str
     files: list[Path]
@@ -56,7 +58,7 @@ class Report:
     @classmethod
     def of(
         cls,
-        source: str,
+        image: Source,
         store: Store,
         parameters: BaseModel,
         files: Sequence[Path],
@@ -72,7 +74,8 @@ class Report:
         notes = [f"{nonfinite} pixels were NaN or infinite and became nodata"] if nonfinite else []
         dumped = parameters.model_dump(mode="json")
         return cls(
-            source,
+            image.uri,
+            image.parts,
             store.path,
             dumped["model"],
             list(files),
@@ -93,6 +96,7 @@ class Report:
         """Plain JSON values."""
         return {
             "source": self.source,
+            "parts": [part._asdict() for part in self.parts],
             "store": self.store,
             "model": self.model,
             "files": [str(f) for f in self.files],

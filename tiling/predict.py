@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from tiling.errors import InputError
+from tiling.sources import Part
 
 # numpy's, torch's or another array of the array API standard; the standard has no name for the type.
 Array = Any
@@ -129,18 +130,50 @@ def ras_order(affine: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], t
     return tuple(2 - axis_of[world] for world in (2, 1, 0)), tuple(sorted(flipped))
 
 
-def check_fits(predict: Predict, channels: int, ndim: int, uri: str) -> None:
-    """Refuses an image that the model was not made for.
-
-    Raises:
-        InputError: naming what the image has and what the model expects.
-    """
+def check_kind(predict: Predict, ndim: int, uri: str) -> None:
+    """InputError where a raster meets a model for volumes, or a volume one for rasters."""
     kinds = {2: "a 2D raster", 3: "a 3D volume"}
     if ndim != predict.ndim:
         raise InputError(f"{uri} is {kinds[ndim]}, but the model is for {kinds[predict.ndim]}; choose another --model")
+
+
+def check_bands(predict: Predict, channels: int, uri: str) -> None:
+    """InputError where an image has another number of bands than the model expects."""
     if channels != predict.channels:
         choice = ",".join(str(b + 1) for b in range(predict.channels))
-        fix = (
-            f"pass --bands {choice} or the ones that match" if channels > predict.channels else "choose another --model"
-        )
+        fix = "choose another --model"
+        if predict.ndim == 3:
+            fix = "join as many files by commas, in the model's order"
+        elif channels > predict.channels:
+            fix = f"pass --bands {choice} or the ones that match"
         raise InputError(f"{uri} has {channels} bands, but the model expects {predict.channels}; {fix}")
+
+
+def check_sources(parts: Sequence[Part], sources: Sequence[int], uri: str) -> tuple[int, ...]:
+    """Numbers, from 0, of the model's sources that are missing.
+
+    Where files are missing, and where there are as many as sources, each has to be the source in its place.
+
+    Args:
+        sources: bands of each source of the model; empty where it has but one.
+
+    Raises:
+        InputError: naming the file and what the model expects in its place.
+    """
+    missing = tuple(number for number, part in enumerate(parts) if part.missing)
+    if missing and not sources:
+        raise InputError(f"{uri} lacks a file, and the model has no sources to do without; give all of its bands")
+    bands = sum(part.channels for part in parts)
+    if sources and len(parts) != len(sources) and (missing or bands < sum(sources)):
+        raise InputError(
+            f"{uri} has {bands} bands in {len(parts)} parts, but the model's sources have "
+            f"{', '.join(map(str, sources))} bands; join one file or - for each by commas"
+        )
+    if len(parts) == len(sources):
+        for number, (part, channels) in enumerate(zip(parts, sources, strict=True), 1):
+            if not part.missing and part.channels != channels:
+                raise InputError(
+                    f"{part.file} has {part.channels} bands, but source {number} of the model has {channels}; "
+                    "give the files in the order of the model's sources, or choose --bands"
+                )
+    return missing

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.parameters import RegionParameters, VolumeParameters, is_volume, parse_bands, parse_bytes
+from flows.parameters import RegionParameters, VolumeParameters, parse_bands, parse_bytes
 from tiling import InputError
 
 
@@ -25,11 +25,6 @@ def test_bands() -> None:
     assert parse_bands(None) is None
     with pytest.raises(InputError, match="1,2,3"):
         parse_bands("red")
-
-
-def test_volumes_are_told_by_their_name() -> None:
-    assert is_volume("/data/CT.NII.GZ")
-    assert not is_volume("scene.tif")
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,8 @@ def test_finish_refuses_an_unfinished_run(picture: str, raster_model: str, tmp_p
         ("scene.v2.tif", "scene.v2"),
         ("https://host/a/b.tif?token=1.2", "b"),
         ("s3://bucket/B02.jp2,s3://bucket/B03.jp2", "B02"),
+        ("/data/t1.nii.gz,/data/t2.nii.gz", "t1"),
+        ("-,/data/t2.nii.gz,-", "t2"),
     ],
 )
 def test_results_are_named_after_the_source(source: str, stem: str) -> None:

@@ -13,7 +13,7 @@ import tiling
 from tests.tiling.files import affine_of, rotation
 from tests.tiling.predictors import Identity, Mixing
 from tests.tiling.refusals import refused
-from tiling.predict import Oriented, check_fits
+from tiling.predict import Oriented, check_bands, check_kind
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,17 @@ def test_a_flipped_file_gets_the_labels_of_the_unflipped_one_flipped(tmp_path):
 
 def test_a_model_of_another_kind_is_refused():
     with refused("a.tif", "2D raster", "3D volume", "--model"):
-        check_fits(Identity(1, (4, 4, 4)), 1, 2, "a.tif")
+        check_kind(Identity(1, (4, 4, 4)), 2, "a.tif")
     with refused("a.nii", "3D volume", "2D raster", "--model"):
-        check_fits(Identity(1, (4, 4)), 1, 3, "a.nii")
+        check_kind(Identity(1, (4, 4)), 3, "a.nii")
+    check_kind(Identity(1, (4, 4)), 2, "a.tif")
 
 
 def test_a_wrong_number_of_bands_is_refused():
     with refused("a.tif has 4 bands", "expects 3", "--bands 1,2,3"):
-        check_fits(Identity(3, (4, 4)), 4, 2, "a.tif")
+        check_bands(Identity(3, (4, 4)), 4, "a.tif")
     with refused("a.tif has 1 bands", "expects 3", "another --model"):
-        check_fits(Identity(3, (4, 4)), 1, 2, "a.tif")
-    check_fits(Identity(3, (4, 4)), 3, 2, "a.tif")
+        check_bands(Identity(3, (4, 4)), 1, "a.tif")
+    with refused("a.nii has 1 bands", "expects 3", "join as many files by commas"):
+        check_bands(Identity(3, (4, 4, 4)), 1, "a.nii")
+    check_bands(Identity(3, (4, 4)), 3, "a.tif")
