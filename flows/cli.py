@@ -21,7 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Input = Annotated[str, typer.Argument(help="Image: a file, an address, or band files joined by commas.")]
+Input = Annotated[
+    str, typer.Argument(help="Image: a file, an address, or several joined by commas; - for a missing one.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Bundled model, folder or hub name; see lmseg models.")
 ]
@@ -47,13 +49,20 @@ def main() -> None:
     from tiling.errors import BlockError, InputError, OutputError
 
     try:
-        app()
+        app(_options_first(sys.argv[1:]))
     except (InputError, ModelError) as error:
         _fail(str(error), 2)
     except (BlockError, OutputError, TrainingError, ConnectionError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 1)
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """The arguments with `-,t2.nii.gz`, an image whose first file is missing, where it is not taken for an option."""
+    images = [a for a in arguments if a.startswith("-,")]
+    rest = [a for a in arguments if a not in images]
+    return [*rest, *([] if "--" in rest else ["--"]), *images] if images else arguments
 
 
 @app.callback(invoke_without_command=True)
@@ -253,8 +262,9 @@ def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Pa
     """The options that were given, as the model of the first source's kind."""
     from pydantic import ValidationError
 
-    from flows.parameters import RegionParameters, VolumeParameters, is_volume, parse_bands
+    from flows.parameters import RegionParameters, VolumeParameters, parse_bands
     from tiling.errors import InputError
+    from tiling.sources import is_volume
 
     kind = VolumeParameters if is_volume(sources[0]) else RegionParameters
     given = {k: v for k, v in options.items() if v is not None and k not in ("source", "sources", "output", "as_json")}

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tiling
-from flows.parameters import Parameters, VolumeParameters, is_volume
+from flows.parameters import Parameters, VolumeParameters
 from flows.report import Report, write_run_json
 from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
 from tiling.budget import check_room, choose_block
 from tiling.engine import THREADS
 from tiling.formats.nifti import check_length
-from tiling.predict import check_fits
+from tiling.predict import check_bands, check_kind, check_sources
+from tiling.sources import is_volume, present
 from tiling.store import remove
 
 if TYPE_CHECKING:
@@ -138,9 +139,12 @@ def _begin(fit: _Fit, parameters: Parameters, made: list[Path]) -> Run:
     store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
     if is_new:
         made.append(path)
-    flat = fit.image.space.ndim == 2 and not fit.image.space.crs
-    warnings = (f"{fit.source} has no CRS; the results have none either",) if flat else ()
-    return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, warnings)
+    warnings = []
+    if fit.image.space.ndim == 2 and not fit.image.space.crs:
+        warnings.append(f"{fit.source} has no CRS; the results have none either")
+    if missing := [str(number) for number, part in enumerate(fit.image.parts, 1) if part.missing]:
+        warnings.append(f"{fit.source} is segmented without the model's source {', '.join(missing)}")
+    return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, tuple(warnings))
 
 
 def pending(run: Run) -> list[int]:
@@ -189,7 +193,7 @@ def finish(run: Run) -> Report:
         "verify": verified - exported,
         "preview": time.perf_counter() - verified,
     }
-    report = Report.of(run.source, run.store, run.parameters, files, seconds, run.warnings)
+    report = Report.of(run.image, run.store, run.parameters, files, seconds, run.warnings)
     return write_run_json(report, run.folder / f"{run.name}.run.json")
 
 
@@ -267,7 +271,7 @@ def area_of(image: Source, parameters: Parameters) -> Area:
 
 
 def bind_model(image: Source, area: Area, parameters: Parameters) -> Predict:
-    """The model, bound to the image's statistics and voxel order where it needs them.
+    """The model, bound to the sources that the image has, and to its statistics and voxel order where it needs them.
 
     Raises:
         ModelError: where the model cannot be loaded.
@@ -276,7 +280,10 @@ def bind_model(image: Source, area: Area, parameters: Parameters) -> Predict:
     from lmseg_core import Predictor
 
     model: Predictor = Predictor.from_pretrained(parameters.model, device=parameters.device)
-    check_fits(model, image.channels, image.space.ndim, image.uri)
+    check_kind(model, image.space.ndim, image.uri)
+    if missing := check_sources(image.parts, model.sources, image.uri):
+        model = model.without(missing)
+    check_bands(model, image.channels, image.uri)
     if model.needs_statistics:
         model = model.with_statistics(*tiling.statistics(image, area.box))
     return tiling.Oriented(model, image.space.affine) if image.space.ndim == 3 else model
@@ -299,8 +306,9 @@ def tile_of(image: Source, predict: Predict, parameters: Parameters) -> tuple[in
 
 
 def stem(source: str) -> str:
-    """The name that a source's results carry: `ct` for `/data/ct.nii.gz`, `a` for `https://host/a.tif?x=1`."""
-    name = re.split(r"[?#]", source.split(",")[0])[0].rstrip("/").rsplit("/", 1)[-1]
+    """The name that a source's results carry: `ct` for `/data/ct.nii.gz`, `a` for `-,https://host/a.tif?x=1`."""
+    first = next(iter(present(source)), source)
+    name = re.split(r"[?#]", first)[0].rstrip("/").rsplit("/", 1)[-1]
     for ending in (".nii.gz", ".ome.tif"):
         name = name.removesuffix(ending)
     return Path(name).stem
