@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import yaml
 
 from flows.cli import main
 
@@ -25,7 +26,7 @@ BENCHMARKS = "python benchmarks/"
 
 def _blocks(page: Path) -> list[tuple[str, str]]:
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [(language, body) for language, body in found if language in ("console", "python")]
+    return [(language, body) for language, body in found if language in ("console", "python", "yaml")]
 
 
 @pytest.fixture
@@ -53,6 +54,13 @@ def test_every_block_runs(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatc
     for language, body in _blocks(page):
         if language == "python":
             exec(compile(body, str(page), "exec"), {})
+            continue
+        if language == "yaml":
+            # A file where its first line is a comment with a name; others only show what can be written.
+            name = re.match(r"# (\S+\.yaml)\n", body)
+            if name is not None:
+                (desk / name[1]).write_text(body)
+            assert yaml.safe_load(body)
             continue
         for line in filter(None, body.splitlines()):
             if line in INSTALLS or line.startswith(BENCHMARKS):
