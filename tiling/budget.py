@@ -16,9 +16,9 @@ from tiling.area import Area
 from tiling.engine import THREADS
 from tiling.errors import InputError
 from tiling.grid import Grid
+from tiling.layout import CHUNK
 from tiling.predict import Predict
 from tiling.sources import Source
-from tiling.store import CHUNK
 
 # Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is GDAL's cache.
 BASE = 432 * 2**20

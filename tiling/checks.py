@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from tiling.box import Box
+from tiling.damage import damaged
+from tiling.lease import holder
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
 from tiling.sources.volume import millimetres
@@ -23,6 +25,7 @@ from tiling.store import Store
 
 _SIDE = {2: 512, 3: 64}
 _PLACES = 16
+_NAMED = 5  # damaged blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,18 @@ class Check:
 
 
 def verify(store: Store, source: Source | None, files: Iterable[Path] = ()) -> list[Check]:
-    """Asks whether every block is done, the source is still the same, and the exports lie where it lies.
+    """Asks whether every block is done and as it was written, and the source and the exports lie where they should.
+
+    Says, too, where somebody else's run is under way on the store. Changes nothing.
 
     Args:
         source: what the run was made from; None where it is gone.
         files: exported label maps, `.tif` or `.nii[.gz]`.
     """
-    return [_complete(store), _geometry(store, source), *(_export(store, Path(f)) for f in files)]
+    checks = [_complete(store), _intact(store), _geometry(store, source), *(_export(store, Path(f)) for f in files)]
+    if (other := holder(store.path)) is not None:
+        checks.insert(0, Check("under way", True, f"{other} writes this store; blocks may still be missing"))
+    return checks
 
 
 def _complete(store: Store) -> Check:
@@ -49,6 +57,15 @@ def _complete(store: Store) -> Check:
     done = store.grid.n_blocks - len(pending)
     first = f"; the first missing one is {pending[0]}" if pending else ""
     return Check("complete", not pending, f"{done} of {store.grid.n_blocks} blocks done{first}")
+
+
+def _intact(store: Store) -> Check:
+    if "checksums" not in store.group:
+        return Check("intact", True, "not known: an earlier version wrote this store without checksums")
+    found = list(damaged(store))
+    names = "; ".join(map(str, found[:_NAMED])) + (f" and {len(found) - _NAMED} more" if found[_NAMED:] else "")
+    good = "every block that is done equals its checksums"
+    return Check("intact", not found, f"{names}; run lmseg segment again to compute it anew" if found else good)
 
 
 def _geometry(store: Store, source: Source | None) -> Check:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from tiling.batches import fitting_batch, host, is_out_of_memory, predicted
 from tiling.blend import blend
 from tiling.box import Box
+from tiling.damage import mend
 from tiling.errors import BlockError, InputError
 from tiling.heap import give_back
+from tiling.lease import check, lease
 from tiling.predict import Array, Predict
 from tiling.sources import Pixels, Source
+from tiling.stamp import stamp_of
 from tiling.store import SCALE, STEPS, Answer, Store
 from tiling.window import tukey
 
@@ -28,6 +34,7 @@ from tiling.window import tukey
 _DEVICE = threading.Lock()
 THREADS = 2
 _IN_FLIGHT = 256  # more than a large cluster has threads, fewer than would fill the scheduler
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,14 @@ class BlockReport:
         tiles: tiles predicted; those without a wanted pixel are not.
         nonfinite: pixels masked because they were NaN or infinite.
         seconds: spent in `read`, `wait` (for the device), `predict` and `write`.
+        batch: tiles in one call of the network; fewer than the model asks for where the device had no memory for them.
     """
 
     block: int
     tiles: int
     nonfinite: int
     seconds: dict[str, float]
+    batch: int
 
 
 def segment(
@@ -54,7 +63,9 @@ def segment(
     executor: Executor | None = None,
     on_block: Callable[[BlockReport], None] | None = None,
 ) -> None:
-    """Computes every block of the store that is pending.
+    """Computes every block of the store that is pending, and those that were damaged since they were done.
+
+    Holds the store's lease meanwhile, in this process alone, wherever blocks run.
 
     Args:
         executor: where blocks run: two threads of this process by default, a Dask cluster with
@@ -62,10 +73,14 @@ def segment(
         on_block: called in this thread after every block.
 
     Raises:
-        InputError: where the source cannot be read; nothing more is started then.
+        InputError: where another run is under way on the store, or the source cannot be read or has changed; nothing
+            more is started then.
         BlockError: where the model fails on a block; the others are finished first.
     """
-    run_blocks(source, predict, store, store.pending(), executor=executor, on_block=on_block)
+    with lease(store.path):
+        for damage in mend(store):
+            _LOG.warning("%s: %s and is computed again", store.path, damage)
+        run_blocks(source, predict, store, store.pending(), executor=executor, on_block=on_block)
 
 
 def run_blocks(
@@ -77,13 +92,13 @@ def run_blocks(
     executor: Executor | None = None,
     on_block: Callable[[BlockReport], None] | None = None,
 ) -> None:
-    """`segment` for some blocks only."""
+    """`segment` for some blocks only; the caller holds the lease, and may run several such parts at a time."""
     with ExitStack() as stack:
         if executor is None:
             executor = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="block"))
         waiting = iter(blocks)
         running: set[Future[BlockReport]] = set()
-        failure: BlockError | None = None
+        failures: list[BlockError] = []
         try:
             while True:
                 for number in itertools.islice(waiting, _IN_FLIGHT - len(running)):
@@ -95,22 +110,33 @@ def run_blocks(
                     try:
                         report = future.result()
                     except BlockError as error:
-                        failure = failure or error
+                        failures.append(error)
                     else:
+                        if report.batch < predict.batch:
+                            _say_batch(source.uri, predict.batch, report.batch)
                         if on_block is not None:
                             on_block(report)
+                check(store.path)
         finally:
             for future in running:
                 future.cancel()
-    if failure is not None:
-        raise failure
+    if failures:
+        more = f"; and {len(failures) - 1} more of {len(blocks)} blocks" if failures[1:] else ""
+        raise BlockError(f"{failures[0]}{more}; the others are done") from failures[0]
+
+
+@cache
+def _say_batch(uri: str, asked: int, fitting: int) -> None:
+    """Says once a process that the device is smaller than the model hoped."""
+    _LOG.warning("%s: no device memory for %d tiles at a time; going on with %d", uri, asked, fitting)
 
 
 def compute_block(source: Source, predict: Predict, store: Store, number: int) -> BlockReport:
     """Reads, predicts and writes one block, and gives back its memory; doing it again changes nothing.
 
     Raises:
-        InputError: where the block cannot be read, or there is no room to write it.
+        InputError: where the block cannot be read, its file has changed since the run began, or there is no room to
+            write it.
         BlockError: where the model fails or gives scores of the wrong shape or not finite.
     """
     try:
@@ -124,7 +150,7 @@ def _compute(source: Source, predict: Predict, store: Store, number: int) -> Blo
     block = grid.block_box(number)
     clock = [time.perf_counter()]
     reach = grid.reach(block)
-    pixels = source.read(reach)
+    pixels = _read(source, store, reach)
     wanted = pixels.valid[block.relative(reach.start).slices]
     mask = store.area.mask(store.space, block)
     if mask is not None:
@@ -139,9 +165,10 @@ def _compute(source: Source, predict: Predict, store: Store, number: int) -> Blo
             raise
         except Exception as error:
             place = f"block {number} at {block.start}..{block.stop} of {source.uri}"
-            raise BlockError(f"{place} failed: {type(error).__name__}: {error}") from error
+            fix = "; pass --device cpu, a smaller --tile or a smaller --memory" if is_out_of_memory(error) else ""
+            raise BlockError(f"{place} failed: {type(error).__name__}: {error}{fix}") from error
     clock.append(time.perf_counter())
-    nonfinite = pixels.nonfinite and _count_nonfinite(source, block)
+    nonfinite = pixels.nonfinite and _count_nonfinite(source, store, block)
     del pixels  # the other thread reads its next block while this one writes
     try:
         store.write(number, answer)
@@ -152,7 +179,19 @@ def _compute(source: Source, predict: Predict, store: Store, number: int) -> Blo
         raise InputError(
             f"{store.path} cannot take block {number}: {error.strerror or error}; free some space and run again"
         ) from error
-    return BlockReport(number, len(tiles), nonfinite, dict(zip(STEPS, seconds, strict=True)))
+    batch = fitting_batch(predict, grid.tile)
+    return BlockReport(number, len(tiles), nonfinite, dict(zip(STEPS, seconds, strict=True)), batch)
+
+
+def _read(source: Source, store: Store, box: Box) -> Pixels:
+    try:
+        return source.read(box)
+    finally:
+        # After reading, or failing to: had the file changed before or meanwhile, it would show.
+        if store.stamp and stamp_of(source) != store.stamp:
+            raise InputError(
+                f"{source.uri} changed while it was segmented; put the old file back and run again, or pass --fresh"
+            )
 
 
 def _answer(
@@ -170,15 +209,15 @@ def _answer(
     uncertainty = np.full(block.shape, 255, np.uint8) if "uncertainty" in store.outputs else None
     if tiles:
         placed = predict.place(pixels.values, pixels.valid)
-        predicted = _predicted(predict, placed, reach, tiles, len(classes))
+        scores = predicted(predict, placed, reach, tiles, len(classes))
         values = np.array(classes.values, classes.dtype)
-        for slab, total, weight in blend(block, predicted, tukey(store.grid.tile, store.grid.overlap)):
+        for slab, total, weight in blend(block, scores, tukey(store.grid.tile, store.grid.overlap)):
             here = slab.relative(block.start).slices
             # Unwanted pixels may have no tile at all: their weight is zero and their answer nodata.
             keep = wanted[here]
             labels[here] = np.where(keep, values[_label_index(total)], classes.nodata)
             if probability is not None or uncertainty is not None:
-                share = _host(total) / np.maximum(_host(weight), 1)
+                share = host(total) / np.maximum(host(weight), 1)
                 if probability is not None:
                     probability[(slice(None), *here)] = np.where(keep, np.rint(share * SCALE), 255)
                 if uncertainty is not None:
@@ -186,35 +225,12 @@ def _answer(
     return Answer(labels, probability, uncertainty)
 
 
-def _predicted(
-    predict: Predict, placed: Array, reach: Box, tiles: list[Box], n_classes: int
-) -> Iterator[tuple[Box, Array]]:
-    """Scores of each tile, in order; the network always sees batches of one size."""
-    xp = array_namespace(placed)
-    expected = (predict.batch, n_classes, *tiles[0].shape)
-    for first in range(0, len(tiles), predict.batch):
-        batch = tiles[first : first + predict.batch]
-        filled = batch + batch[-1:] * (predict.batch - len(batch))
-        scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
-        if tuple(scores.shape) != expected:
-            raise ValueError(f"the model gave scores of shape {tuple(scores.shape)} instead of {expected}")
-        if str(device(scores)) == "cpu":
-            # numpy adds and compares faster than torch, and looks at the same memory.
-            scores = _host(xp.astype(scores, xp.float32, copy=False))
-        yield from zip(batch, scores, strict=False)
-
-
 def _label_index(total: Array) -> NDArray[Any]:
     xp = array_namespace(total)
     # NaN and infinity survive a sum, which costs less than looking at each score.
     if not bool(xp.isfinite(xp.sum(total))):
         raise ValueError("the model gave scores that are not finite")
-    return _host(xp.argmax(total, axis=0))
-
-
-def _host(array: Array) -> NDArray[Any]:
-    host: NDArray[Any] = np.asarray(to_device(array, "cpu"))
-    return host
+    return host(xp.argmax(total, axis=0))
 
 
 def _entropy(share: NDArray[Any]) -> NDArray[Any]:
@@ -225,9 +241,9 @@ def _entropy(share: NDArray[Any]) -> NDArray[Any]:
     return entropy.clip(0, 1)
 
 
-def _count_nonfinite(source: Source, block: Box) -> int:
+def _count_nonfinite(source: Source, store: Store, block: Box) -> int:
     # What was read reaches past the block, whose neighbours would count the same pixels again.
-    return source.read(block).nonfinite
+    return _read(source, store, block).nonfinite
 
 
 def _counts(store: Store, labels: NDArray[Any]) -> list[int]:

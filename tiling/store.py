@@ -1,20 +1,21 @@
 """One Zarr v3 group a run: the label map, what else was asked for, and a record of what is done.
 
 `labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), `counts` (blocks, K + 3), `seconds`
-(blocks, 4) and `manifest` (blocks, 32): the digest of everything a block's answer depends on, written last. A block is
-pending while its digest differs; that is the whole of resuming.
+(blocks, 4), `checksums` (blocks, maps + 2) and `manifest` (blocks, 32): the digest of everything a block's answer
+depends on, written last. A block is pending while its digest differs; that is the whole of resuming.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +28,15 @@ from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
 from tiling.grid import Axis, Grid
+from tiling.layout import make_arrays
+from tiling.lease import lease
 from tiling.predict import Predict
 from tiling.sources import Source
 from tiling.space import Space
+from tiling.stamp import Stamp, stamp_of
 
 # Goes up when the same input, model and settings would give another answer.
 ENGINE = 1
-CHUNK = {2: 512, 3: 64}
-_SHARD = 4  # chunks a side, in 3D: GDAL before 3.13 cannot open sharded rasters
 STEPS = ("read", "wait", "predict", "write")
 SCALE = 254  # uint8 value of probability 1; 255 is nodata
 
@@ -49,7 +51,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A run on disk. Small and picklable: it holds a path and what the group's attributes say."""
+    """A run on disk. Small and picklable: it holds a path and what the group's attributes say.
+
+    Attributes:
+        stamp: the source's files as they were when the run began.
+    """
 
     path: str
     uri: str
@@ -59,6 +65,12 @@ class Store:
     classes: ClassTable
     outputs: tuple[str, ...]
     identity: str
+    stamp: Stamp
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the arrays over the image."""
+        return ("labels", *self.outputs)
 
     @property
     def out_space(self) -> Space:
@@ -80,7 +92,15 @@ class Store:
         return hashlib.sha256(f"{self.identity} {block}".encode()).digest()
 
     def write(self, number: int, answer: Answer) -> None:
-        """Stores a block's answer. Nobody else writes its chunks, so a second time does no harm."""
+        """Stores a block's answer. Nobody else writes its chunks, so a second time does no harm.
+
+        Raises:
+            InputError: where another run has replaced the store since it was opened.
+        """
+        attributes = _attributes(Path(self.path))
+        # A worker may outlive its run, and end a block when another model's run has begun here.
+        if attributes is None or _identity(attributes) != self.identity:
+            raise InputError(f"{self.path} was deleted or replaced while this run was writing it; run again")
         block = self.grid.block_box(number)
         here = block.relative(self.area.box.start).slices
         self.array("labels")[here] = answer.labels
@@ -96,27 +116,101 @@ class Store:
             counts: (K + 3): pixels of each class, without an answer, and not finite; tiles predicted.
             seconds: (4): spent in each of `STEPS`.
         """
-        self.array("counts")[number] = np.array(counts, np.int64)
+        row = np.array(counts, np.int64)
+        self.array("counts")[number] = row
         self.array("seconds")[number] = np.array(seconds)
+        if "checksums" in self.group:
+            self.array("checksums")[number] = self.checksums(number, row)
         self.array("manifest")[number] = np.frombuffer(self.digest(self.grid.block_box(number)), np.uint8)
+
+    def checksums(self, number: int, counts: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """(maps + 2): CRC-32 of the files that hold a block in each map, of its counts, and of these numbers.
+
+        Files and not values: a tenth of the bytes, and nothing to decode. A file that is not there counts as empty,
+        for Zarr leaves out chunks that hold only the fill value.
+        """
+        sums = []
+        for name in self.maps:
+            crc = 0
+            for file in self.files(name, number):
+                try:
+                    content = file.read_bytes()
+                except FileNotFoundError:
+                    content = b""
+                # The length too: the end of one file must not pass for the beginning of the next.
+                crc = zlib.crc32(content, zlib.crc32(len(content).to_bytes(8, "little"), crc))
+            sums.append(crc)
+        sums.append(zlib.crc32(counts.astype("<i8").tobytes()))
+        return np.array([*sums, zlib.crc32(np.array(sums, "<u4").tobytes())], np.uint32)
+
+    def files(self, name: str, number: int) -> Iterator[Path]:
+        """The chunks or shards that hold a block in one of the maps; none of them is another block's."""
+        array = self.array(name)
+        here = self.grid.block_box(number).relative(self.area.box.start)
+        start, stop = (0,) * (array.ndim - len(here.shape)) + here.start, array.shape[: -len(here.shape)] + here.stop
+        unit = array.shards or array.chunks
+        cells = (range(a // u, -(-b // u)) for a, b, u in zip(start, stop, unit, strict=True))
+        for cell in product(*cells):
+            yield Path(self.path, name, array.metadata.encode_chunk_key(cell))
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Makes blocks pending again, and removes what is left of them."""
+        for number in numbers:
+            self.array("manifest")[number] = 0
+            # Zarr reads a chunk before it writes part of it, and cannot read a damaged one.
+            for name in self.maps:
+                for file in self.files(name, number):
+                    file.unlink(missing_ok=True)
+
+    def done(self) -> NDArray[np.bool_]:
+        """(blocks): whether each block's answer is there."""
+        recorded = zip(self.rows("manifest"), self.grid.blocks(), strict=True)
+        return np.array([row.tobytes() == self.digest(box) for row, box in recorded], bool)
 
     def pending(self) -> list[int]:
         """Numbers of the blocks that are not done."""
-        done = np.asarray(self.array("manifest")[:])
-        return [i for i, box in enumerate(self.grid.blocks()) if done[i].tobytes() != self.digest(box)]
+        return np.flatnonzero(~self.done()).tolist()
+
+    def rows(self, name: str) -> NDArray[Any]:
+        """All of an array with a row a block; zeros where a row cannot be decoded."""
+        array = self.array(name)
+        try:
+            return np.asarray(array[:])
+        except OSError:
+            raise
+        except Exception:  # each codec has its own
+            found = np.zeros(array.shape, array.dtype)
+        for number in range(len(found)):
+            try:
+                found[number] = array[number]
+            except OSError:
+                raise
+            except Exception:
+                continue
+        return found
 
     def counts(self) -> NDArray[np.int64]:
         """(blocks, K + 3): pixels of each class, without an answer, and not finite; tiles predicted."""
-        return np.asarray(self.array("counts")[:], np.int64)
+        return self.rows("counts")
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each step, over all blocks and workers."""
-        return dict(zip(STEPS, np.asarray(self.array("seconds")[:]).sum(axis=0).tolist(), strict=True))
+        return dict(zip(STEPS, self.rows("seconds").sum(axis=0).tolist(), strict=True))
 
     def read(self, box: Box, name: str = "labels") -> NDArray[Any]:
-        """Part of an array, in indices of the area."""
+        """Part of an array, in indices of the area.
+
+        Raises:
+            InputError: where it is damaged.
+        """
         index = (slice(None), *box.slices) if name == "probability" else box.slices
-        return np.asarray(self.array(name)[index])
+        try:
+            return np.asarray(self.array(name)[index])
+        except OSError:
+            raise
+        except Exception as error:  # each codec has its own
+            place = f"{self.path} cannot be read at {box.start}..{box.stop} of {name}"
+            raise InputError(f"{place}: {error}; run lmseg segment again to compute it anew") from error
 
 
 def create(
@@ -136,8 +230,15 @@ def create(
         outputs: `probability` and `uncertainty` on request.
 
     Raises:
-        InputError: where the path holds another run, something else, or cannot be written.
+        InputError: where the path holds another run, something else, or cannot be written; where a run is under way.
     """
+    with lease(path):
+        return _create(Path(path), source, grid, predict, area, outputs)
+
+
+def _create(
+    path: Path, source: Source, grid: Grid, predict: Predict, area: Area | None, outputs: tuple[str, ...]
+) -> Store:
     area = area or Area(grid.area)
     assert area.box == grid.area, "the grid's blocks must part the area"
     words = {
@@ -149,7 +250,6 @@ def create(
         "engine": ENGINE,
     }
     made_from = {name: hashlib.sha256(json.dumps(word).encode()).hexdigest() for name, word in words.items()}
-    path = Path(path)
     if path.exists() and any(path.iterdir() if path.is_dir() else (path,)):
         attributes = _attributes(path)
         if attributes is None:
@@ -166,7 +266,7 @@ def create(
     part = path.with_name(f".{path.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        _make(part, source.space, grid, table, outputs)
+        make_arrays(part, source.space, grid, table, outputs)
         zarr.open_group(part, mode="r+").attrs["lmseg"] = {
             "uri": source.uri,
             "space": source.space.to_json(),
@@ -175,6 +275,7 @@ def create(
             "classes": table.to_json(),
             "outputs": list(outputs),
             "made_from": made_from,
+            "stamp": stamp_of(source),
         }
         part.replace(path)
     except OSError as error:
@@ -200,7 +301,9 @@ def open_store(path: str | Path) -> Store:
         Grid(tuple(Axis(*a) for a in attributes["grid"])),
         ClassTable.from_json(attributes["classes"]),
         tuple(attributes["outputs"]),
-        json.dumps(attributes["made_from"], sort_keys=True),
+        _identity(attributes),
+        # Stores of earlier versions have none.
+        tuple((name, size, time) for name, size, time in attributes.get("stamp", ())),
     )
 
 
@@ -208,89 +311,20 @@ def remove(path: str | Path) -> None:
     """Deletes a store, and only a store; nothing happens where there is none.
 
     Raises:
-        InputError: where the folder holds something else.
+        InputError: where the folder holds something else, or a run is under way on it.
     """
     path = Path(path)
     if not path.exists():
         return
-    if _attributes(path) is None and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
-    shutil.rmtree(path)
-    _group.cache_clear()
+    with lease(path):
+        if _attributes(path) is None and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
+        shutil.rmtree(path)
+        _group.cache_clear()
 
 
-def _make(path: Path, space: Space, grid: Grid, table: ClassTable, outputs: tuple[str, ...]) -> None:
-    shape = grid.area.shape
-    chunk = _chunk(grid)
-    names = ("y", "x") if len(shape) == 2 else ("z", "y", "x")
-    # A shard must be written by one task: it may not reach into the next block.
-    shard = _shard(grid, chunk) if len(shape) == 3 else None
-    group = zarr.create_group(path)
-    group.create_array(
-        "labels",
-        shape=shape,
-        dtype=table.dtype,
-        chunks=chunk,
-        shards=shard,
-        fill_value=table.nodata,
-        dimension_names=names,
-    )
-    if "probability" in outputs:
-        group.create_array(
-            "probability",
-            shape=(len(table), *shape),
-            dtype="uint8",
-            chunks=(1, *chunk),
-            shards=None if shard is None else (1, *shard),
-            fill_value=255,
-            dimension_names=("class", *names),
-        )
-    if "uncertainty" in outputs:
-        group.create_array(
-            "uncertainty",
-            shape=shape,
-            dtype="uint8",
-            chunks=chunk,
-            shards=shard,
-            fill_value=255,
-            dimension_names=names,
-        )
-    width = len(table) + 3
-    group.create_array("counts", shape=(grid.n_blocks, width), dtype="int64", chunks=(1, width), fill_value=0)
-    group.create_array("seconds", shape=(grid.n_blocks, 4), dtype="float64", chunks=(1, 4), fill_value=0)
-    group.create_array("manifest", shape=(grid.n_blocks, 32), dtype="uint8", chunks=(1, 32), fill_value=0)
-    if len(shape) == 2:
-        _write_gdal_georeference(group, space.crop(grid.area))
-
-
-def _write_gdal_georeference(group: zarr.Group, space: Space) -> None:
-    """What GDAL's Zarr driver reads: `_CRS`, and the transform from coordinates of pixel centres."""
-    (a, b, c), (d, e, f) = space.affine
-    if space.crs:
-        group["labels"].attrs["_CRS"] = {"wkt": space.crs}
-    if b == 0 and d == 0:
-        for name, origin, step, n in (("x", c, a, space.shape[1]), ("y", f, e, space.shape[0])):
-            centres = origin + step * (np.arange(n) + 0.5)
-            group.create_array(name, data=centres, chunks=(n,), dimension_names=(name,))
-
-
-def _chunk(grid: Grid) -> tuple[int, ...]:
-    """The largest chunk up to the customary one that no two blocks share."""
-    chunk = []
-    for axis in grid.axes:
-        most = min(CHUNK[len(grid.axes)], axis.block)
-        alone = axis.blocks == 1
-        chunk.append(most if alone else next(c for c in range(most, 0, -1) if axis.block % c == 0))
-    return tuple(chunk)
-
-
-def _shard(grid: Grid, chunk: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest number of chunks up to four a side that fills a block evenly."""
-    shard = []
-    for axis, c in zip(grid.axes, chunk, strict=True):
-        chunks = math.ceil(axis.block / c)
-        shard.append(c * next(n for n in range(_SHARD, 0, -1) if axis.blocks == 1 or chunks % n == 0))
-    return tuple(shard)
+def _identity(attributes: dict[str, Any]) -> str:
+    return json.dumps(attributes["made_from"], sort_keys=True)
 
 
 @lru_cache(maxsize=8)

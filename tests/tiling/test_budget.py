@@ -9,7 +9,7 @@ from tests.tiling.refusals import refused
 from tiling import ArraySource, Box, Grid
 from tiling.area import Area
 from tiling.budget import BASE, block_bytes, check_room, choose_block, plan, probe
-from tiling.store import CHUNK
+from tiling.layout import CHUNK
 
 MB = 2**20
 

@@ -44,6 +44,7 @@ def test_a_finished_raster_passes(tmp_path, name, part, crs):
     files = tiling.export(store, tmp_path / "labels.tif")
     assert outcome(store, source, files[0]) == {
         "complete": True,
+        "intact": True,
         "source geometry": True,
         "export labels.tif": True,
     }

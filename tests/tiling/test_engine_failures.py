@@ -1,16 +1,19 @@
 """Whole runs that fail, and what runs tell of themselves."""
 
+import logging
+import os
 import pickle
 from itertools import islice
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
 import tiling
 from tests.tiling.files import write_tiff
-from tests.tiling.predictors import Cropping, Identity, Raising, Spoiling
+from tests.tiling.predictors import Cropping, Identity, Mixing, Raising, Small, Spoiling
 from tests.tiling.refusals import refused
-from tests.tiling.runs import maps
+from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
 from tiling import ArraySource, BlockError, Grid
 
 
@@ -55,6 +58,118 @@ def test_scores_that_cannot_be_used_fail_the_block(tmp_path, model, words):
     assert store.pending() == [0]
 
 
+def test_of_several_blocks_that_fail_the_first_is_named_and_the_others_are_counted(tmp_path):
+    values = np.zeros((2, 64, 64), np.uint8)
+    values[0, [3, 20, 60], [3, 40, 10]] = 200
+    source, grid = ArraySource(values), Grid.regular((64, 64), 16, 0, 16)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, Raising(2, grid.tile, batch=1))
+    with pytest.raises(BlockError, match=r"^block 0 .*; and 2 more of 16 blocks; the others are done$"):
+        tiling.segment(source, Raising(2, grid.tile, batch=1), store)
+    assert store.pending() == [0, 6, 12]
+
+
+# --- a device that is too small ---
+
+
+class OutOfMemoryError(Exception):
+    """By this name torch has one, on CUDA devices and others."""
+
+
+ERRORS = [
+    (RuntimeError, "CUDA out of memory. Tried to allocate 20.00 MiB"),
+    (RuntimeError, "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    (OutOfMemoryError, ""),
+    (MemoryError, "Unable to allocate 1 GiB"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), ERRORS)
+def test_a_batch_that_is_too_large_is_halved_and_said_once(tmp_path, caplog, error, words):
+    source, grid = ArraySource(image_of((60, 50)).values, uri=str(tmp_path)), Grid.regular((60, 50), 16, 0.4, 30)
+    expected = maps(run(source, grid, Mixing(2, grid.tile), tmp_path, outputs=EVERYTHING))
+    log = tmp_path / "log"
+    small = Small(2, grid.tile, 8, digest=uuid4().hex, room=2, log=str(log), error=error, words=words)
+    reports = []
+    with caplog.at_level(logging.WARNING, "tiling"):
+        store = tiling.create(tmp_path / "small.zarr", source, grid, small, outputs=EVERYTHING)
+        tiling.segment(source, small, store, on_block=reports.append)
+    assert same(maps(store), expected)
+    # Once each on the way down, and never again.
+    assert log.read_text().split()[:2] == ["8", "4"]
+    assert set(log.read_text().split()[2:]) == {"2"}
+    assert {r.batch for r in reports} == {2}
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("tiling")]
+    assert said == [f"{source.uri}: no device memory for 8 tiles at a time; going on with 2"]
+
+
+def test_a_device_without_room_for_one_tile_fails_with_the_fix(tmp_path):
+    source, grid = image_of((32, 32)), Grid.regular((32, 32), 16, 0, 16)
+    small = Small(2, grid.tile, 8, digest=uuid4().hex, room=0)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, small)
+    with pytest.raises(BlockError, match=r"block 0 .*out of memory.*; pass --device cpu, a smaller --tile"):
+        tiling.segment(source, small, store)
+
+
+def test_another_error_does_not_halve_the_batch(tmp_path):
+    source, grid = image_of((32, 32)), Grid.regular((32, 32), 16, 0, 32)
+    log = tmp_path / "log"
+    small = Small(2, grid.tile, 4, digest=uuid4().hex, room=2, log=str(log), words="device-side assert triggered")
+    store = tiling.create(tmp_path / "a.zarr", source, grid, small)
+    with pytest.raises(BlockError, match="device-side assert"):
+        tiling.segment(source, small, store)
+    assert log.read_text().split() == ["4"]
+
+
+# --- a source that changes ---
+
+
+@pytest.mark.parametrize("how", ["rewritten", "touched", "replaced by an older one"])
+@pytest.mark.parametrize("where", ["threads", "processes"])
+def test_a_file_that_changes_meanwhile_stops_the_run_before_a_block_of_the_new_one(tmp_path, workers, where, how):
+    old, new = (image_of((64, 64), seed).values for seed in (0, 1))
+    file = write_tiff(tmp_path / "a.tif", old)
+    source, grid = tiling.open(file), Grid.regular((64, 64), 16, 0, 16)
+    predict = Identity(2, grid.tile)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, predict)
+
+    def change(report):
+        if how == "touched":
+            os.utime(file)
+        elif file.stat().st_mtime_ns > 10**18:
+            write_tiff(tmp_path / "b.tif", new)
+            if how == "rewritten":
+                file.write_bytes((tmp_path / "b.tif").read_bytes())
+            else:
+                os.utime(tmp_path / "b.tif", (10**9, 10**9))
+                os.replace(tmp_path / "b.tif", file)
+
+    executor = workers if where == "processes" else None
+    with refused(file, "changed while it was segmented", "--fresh"):
+        tiling.segment(source, predict, store, executor=executor, on_block=change)
+    pending = store.pending()
+    assert 0 < len(pending) < 16
+    for number in set(range(16)) - set(pending):
+        here = grid.block_box(number)
+        assert np.array_equal(store.read(here), old[(slice(None), *here.slices)].argmax(axis=0))
+    with refused("another source"):
+        tiling.create(tmp_path / "a.zarr", tiling.open(file), grid, predict)
+
+
+def test_a_run_goes_on_with_the_file_that_it_began_with(tmp_path):
+    file = write_tiff(tmp_path / "a.tif", image_of((64, 64)).values)
+    grid = Grid.regular((64, 64), 16, 0, 16)
+    predict = Identity(2, grid.tile)
+    store = tiling.create(tmp_path / "a.zarr", tiling.open(file), grid, predict)
+    tiling.run_blocks(tiling.open(file), predict, store, [0, 1])
+    moved = tmp_path / "elsewhere" / "a.tif"
+    moved.parent.mkdir()
+    file.rename(moved)
+    again = tiling.create(tmp_path / "a.zarr", tiling.open(moved), grid, predict)
+    tiling.segment(tiling.open(moved), predict, again)
+    assert again.pending() == []
+
+
 def test_an_error_survives_the_way_back_from_a_worker():
     error = pickle.loads(pickle.dumps(BlockError("block 3 failed")))
     assert str(error) == "block 3 failed"
@@ -66,7 +181,7 @@ def test_a_file_that_becomes_unreadable_stops_the_run_with_one_line(tmp_path):
     store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
     tiling.run_blocks(source, Identity(2, grid.tile), store, [0])
     file.write_bytes(file.read_bytes()[:600])
-    with refused(file, "cannot be read at rows", "again"):
+    with refused(file, "changed while it was segmented", "again"):
         tiling.segment(source, Identity(2, grid.tile), store)
     assert store.pending()
 

@@ -1,0 +1,126 @@
+"""Stores that lose or change some of their bytes."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import tiling
+from tests.tiling.predictors import Mixing
+from tests.tiling.refusals import refused
+from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
+from tiling import ArraySource, Box, Grid
+from tiling.damage import Damage, damaged
+
+GRIDS = {2: Grid.regular((90, 70), 16, 0.4, (30, 40)), 3: Grid.regular((20, 18, 22), 8, 0.25, (10, 9, 22))}
+BLOCK = {2: 3, 3: 2}  # the last of its row: its chunks reach over the image's edge
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of each dimension, to be copied and harmed."""
+    made = {}
+    for ndim, grid in GRIDS.items():
+        source, predict = image_of(grid.shape), Mixing(2, grid.tile)
+        made[ndim] = source, predict, run(source, grid, predict, tmp_path_factory.mktemp("run"), outputs=EVERYTHING)
+    return made
+
+
+def harm(file, how) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+        return
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "emptied":
+        content.clear()
+    elif how == "a bit flipped":
+        content[len(content) // 2] ^= 16
+    else:
+        content = bytearray(b"\0" * len(content))
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "emptied", "a bit flipped", "zeroed"])
+@pytest.mark.parametrize("name", ["labels", "probability", "uncertainty", "counts", "checksums", "manifest"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_damage_is_named_and_only_its_block_computed_again(finished, tmp_path, ndim, name, how):
+    source, predict, whole = finished[ndim]
+    shutil.copytree(whole.path, tmp_path / "a.zarr")
+    store, number = tiling.open_store(tmp_path / "a.zarr"), BLOCK[ndim]
+    rows = name not in store.maps
+    files = [tmp_path / "a.zarr" / name / "c" / f"{number}" / "0"] if rows else [*store.files(name, number)]
+    harm(files[-1], how)
+    checks = {c.name: c for c in tiling.verify(store, source)}
+    if name == "manifest":
+        assert f"the first missing one is {number}" in checks["complete"].detail
+        assert [*damaged(store)] == []
+    else:
+        assert [*damaged(store)] == [Damage(number, (name,))]
+        assert f"block {number} is damaged in {name}; run lmseg segment" in checks["intact"].detail
+    assert not all(c.passed for c in checks.values())
+    computed = []
+    tiling.segment(source, predict, store, on_block=lambda r: computed.append(r.block))
+    assert computed == [number]
+    assert same(maps(store), maps(whole))
+    assert np.array_equal(store.counts(), whole.counts())
+    assert all(c.passed for c in tiling.verify(store, source))
+
+
+def test_a_block_without_an_answer_has_no_file_and_is_not_damaged(tmp_path):
+    values = image_of((40, 40)).values
+    values[:, :20] = 7
+    source, grid = ArraySource(values, nodata=7), Grid.regular((40, 40), 8, 0.25, 20)
+    store = run(source, grid, Mixing(2, (8, 8)), tmp_path)
+    files = [*store.files("labels", 0)]
+    assert not any(file.exists() for file in files)
+    assert [*damaged(store)] == []
+    shutil.copytree(files[0].parents[1] / "1", files[0].parent)
+    assert [*damaged(store)] == [Damage(0, ("labels",)), Damage(1, ("labels",))]
+    tiling.segment(source, Mixing(2, (8, 8)), store)
+    assert (store.read(Box((0, 0), (20, 40))) == 255).all()
+    assert [*damaged(store)] == []
+
+
+def test_several_arrays_and_blocks_are_all_named(finished, tmp_path):
+    source, _, whole = finished[2]
+    shutil.copytree(whole.path, tmp_path / "a.zarr")
+    store = tiling.open_store(tmp_path / "a.zarr")
+    for name in ("labels", "probability"):
+        shutil.rmtree(tmp_path / "a.zarr" / name / "c")
+    found = [*damaged(store)]
+    assert found == [Damage(n, ("labels", "probability")) for n in range(store.grid.n_blocks)]
+    (intact,) = (c for c in tiling.verify(store, source) if c.name == "intact")
+    assert "block 0 is damaged in labels and probability; block 1" in intact.detail
+    assert f"and {store.grid.n_blocks - 5} more" in intact.detail
+
+
+def test_damaged_seconds_cost_nothing(finished, tmp_path):
+    source, _, whole = finished[2]
+    shutil.copytree(whole.path, tmp_path / "a.zarr")
+    store = tiling.open_store(tmp_path / "a.zarr")
+    harm(tmp_path / "a.zarr" / "seconds" / "c" / "1" / "0", "truncated")
+    assert all(c.passed for c in tiling.verify(store, source))
+    assert 0 < store.seconds()["predict"] < whole.seconds()["predict"]
+
+
+def test_reading_what_is_damaged_is_one_line(finished, tmp_path):
+    shutil.copytree(finished[2][2].path, tmp_path / "a.zarr")
+    store = tiling.open_store(tmp_path / "a.zarr")
+    harm(next(store.files("labels", 0)), "truncated")
+    with refused(store.path, "labels", "run lmseg segment again"):
+        store.read(Box.whole((90, 70)))
+
+
+def test_a_store_of_before_there_were_checksums_is_used_as_it_is(finished, tmp_path):
+    source, predict, whole = finished[2]
+    shutil.copytree(whole.path, tmp_path / "a.zarr")
+    shutil.rmtree(tmp_path / "a.zarr" / "checksums")
+    store = tiling.create(tmp_path / "a.zarr", source, GRIDS[2], predict, outputs=EVERYTHING)
+    assert store.pending() == []
+    store.array("manifest")[1] = 0
+    tiling.segment(source, predict, store)
+    checks = {c.name: c for c in tiling.verify(store, source)}
+    assert all(c.passed for c in checks.values())
+    assert "earlier version" in checks["intact"].detail

@@ -1,0 +1,76 @@
+"""Tiles through the network, in batches of one size that the device has memory for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, to_device
+from numpy.typing import NDArray
+
+from tiling.box import Box
+from tiling.predict import Array, Predict
+
+# Of this process: the batch of a model and tile that the device had memory for, where it is smaller than asked for.
+_FITTING: dict[tuple[str, tuple[int, ...]], int] = {}
+_WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate")
+
+
+def fitting_batch(predict: Predict, tile: tuple[int, ...]) -> int:
+    """Tiles in one call: what the model asks for, or less where that was more than the device has memory for."""
+    return min(predict.batch, _FITTING.get((predict.digest, tile), predict.batch))
+
+
+def predicted(
+    predict: Predict, placed: Array, reach: Box, tiles: list[Box], n_classes: int
+) -> Iterator[tuple[Box, Array]]:
+    """Scores of each tile, in order; the network always sees batches of one size.
+
+    Where the device runs out of memory the batch is halved, for the rest of the process.
+
+    Args:
+        placed: (C, *reach) on the device.
+
+    Yields:
+        (tile box, scores (K, *tile)).
+
+    Raises:
+        ValueError: where scores have another shape.
+    """
+    xp = array_namespace(placed)
+    tile = tiles[0].shape
+    first = 0
+    while first < len(tiles):
+        size = fitting_batch(predict, tile)
+        batch = tiles[first : first + size]
+        filled = batch + batch[-1:] * (size - len(batch))
+        try:
+            scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            _FITTING[predict.digest, tile] = size // 2
+            # Only behind this clause: the error holds on to what the failed call had on the device.
+            continue
+        expected = (size, n_classes, *tile)
+        if tuple(scores.shape) != expected:
+            raise ValueError(f"the model gave scores of shape {tuple(scores.shape)} instead of {expected}")
+        if str(device(scores)) == "cpu":
+            # numpy adds and compares faster than torch, and looks at the same memory.
+            scores = host(xp.astype(scores, xp.float32, copy=False))
+        yield from zip(batch, scores, strict=False)
+        first += size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so, by its name or its words: each library has a class of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+
+
+def host(array: Array) -> NDArray[Any]:
+    """The array as numpy's, in this machine's memory."""
+    here: NDArray[Any] = np.asarray(to_device(array, "cpu"))
+    return here

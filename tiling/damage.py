@@ -1,0 +1,46 @@
+"""Blocks of a store that are no longer what was written: bits that rotted, files cut short or deleted."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tiling.store import Store
+
+
+class Damage(NamedTuple):
+    """A block that was done, and the arrays in which it is damaged."""
+
+    block: int
+    arrays: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"block {self.block} is damaged in {' and '.join(self.arrays)}"
+
+
+def damaged(store: Store) -> Iterator[Damage]:
+    """Compares the files of every block that is done with its checksums, a file at a time.
+
+    Reads what the maps take on disk, a fifth of a second for 24 000 x 24 000 labels. Stores of before there were
+    checksums have no damage that could be seen.
+    """
+    if "checksums" not in store.group:
+        return
+    expected, counts = store.rows("checksums"), store.rows("counts")
+    for number in np.flatnonzero(store.done()).tolist():
+        *sums, own = expected[number]
+        found = store.checksums(number, counts[number])[:-1]
+        if own != zlib.crc32(np.array(sums, "<u4").tobytes()):
+            yield Damage(number, ("checksums",))
+        elif (wrong := found != sums).any():
+            yield Damage(number, tuple(n for n, w in zip((*store.maps, "counts"), wrong, strict=True) if w))
+
+
+def mend(store: Store) -> list[Damage]:
+    """Makes damaged blocks pending, so that the run computes them again, and says which. Needs the store's lease."""
+    found = list(damaged(store))
+    store.forget(damage.block for damage in found)
+    return found
