@@ -60,6 +60,8 @@ class Console(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         metrics: dict[str, float] = named["metrics"]
         self._paused += metrics.get("eval_runtime", 0.0)
+        if not state.is_world_process_zero:
+            return
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         loss = losses[-1] if losses else math.nan
         self._terminal.print(

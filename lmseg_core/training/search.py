@@ -1,5 +1,7 @@
 """Hyper-parameter search with Optuna."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,12 +67,13 @@ def _study(settings: Settings, folder: Path) -> optuna.Study:
     """Return the study in the folder, with the trial that was interrupted as its next."""
     assert settings.search is not None
     # Other values or lengths are another search; more trials are not.
-    told = settings.model_copy(update={"search": settings.search.model_copy(update={"trials": 1})})
+    told = json.dumps([settings.search.space, settings.search.steps])
+    name = f"{settings.digest}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{folder / 'trials.db'}",
-        study_name=told.digest,
+        study_name=name,
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING),

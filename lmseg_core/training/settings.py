@@ -242,7 +242,7 @@ class Settings(_Settings):
         told = self.model_dump(
             mode="json",
             exclude_defaults=True,
-            exclude={"output": True, "card": True, "data": {"root", "cache", "workers"}},
+            exclude={"output": True, "search": True, "card": True, "data": {"root", "cache", "workers"}},
         )
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -201,9 +201,9 @@ class Scores:
 
 
 def to_labels(logits: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
-    """Return the most likely class of each pixel, so that scores are not kept: (B, K, *S) -> (B, *S) int16."""
+    """Return the most likely class of each pixel, so that scores are not kept: (B, K, *S) -> (B, *S) uint8."""
     scores = logits[0] if isinstance(logits, tuple) else logits
-    return scores.argmax(1).to(torch.int16)
+    return scores.argmax(1).to(torch.uint8)  # there are 255 classes at most, and NCCL knows no int16
 
 
 def _numpy(values: Any) -> np.ndarray[Any, np.dtype[Any]]:

@@ -89,7 +89,8 @@ def test_the_digest_follows_the_weights_and_not_the_places() -> None:
     def digest(**changes: Any) -> str:
         return parse_settings(changed(**changes), "x").digest
 
-    assert digest(output="elsewhere", data__root="/x", data__workers=7, card={"about": "x"}) == digest()
+    search = {"space": {"optimise.rate": [0.1, 0.2]}}
+    assert digest(output="elsewhere", data__root="/x", data__workers=7, card={"about": "x"}, search=search) == digest()
     for other in ({"seed": 1}, {"optimise__rate": 1.0}, {"data__window": [64, 64]}, {"data__train__0__label": "m"}):
         assert digest(**other) != digest()
 
