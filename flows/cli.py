@@ -56,6 +56,11 @@ def main() -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 1)
+    except Exception as error:
+        # Dask's, which is slow to import: four workers died of one block.
+        if type(error).__name__ != "KilledWorker":
+            raise
+        _fail("Dask workers died, often for want of memory; pass a smaller --memory or --workers and run again", 1)
 
 
 def _options_first(arguments: list[str]) -> list[str]:
@@ -168,7 +173,7 @@ def export(
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")], as_json: Json = False
 ) -> None:
-    """Check that a run is complete and in its place.
+    """Check that a run is complete, undamaged and in its place.
 
     Geometry and labels of its exports are compared too; exit 1 where something is wrong.
     """

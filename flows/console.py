@@ -33,7 +33,7 @@ def segment_with_progress(parameters: Parameters) -> Iterator[Report]:
     for run in runs:
         for warning in run.warnings:
             print(f"lmseg: note: {warning}", file=sys.stderr)
-    with stages.workers(parameters) as executor:
+    with stages.hold(runs), stages.workers(parameters) as executor:
         for run in runs:
             blocks = stages.pending(run)
             total = run.store.grid.n_blocks

@@ -31,7 +31,7 @@ from prefect.utilities.annotations import quote
 from flows import stages
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from lmseg_core.errors import ModelError
-from tiling import InputError
+from tiling import BlockError, InputError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -152,7 +152,7 @@ def _run(key: str, parameters: Parameters) -> list[dict[str, Any]] | State[Any]:
     """Segment every source: its summaries in the order of the sources, or a Failed state for bad input."""
     try:
         runs = _prepare(_as_is(parameters))
-        with stages.workers(parameters) as executor:
+        with stages.hold(runs), stages.workers(parameters) as executor:
             reports = _compute(key, runs, executor)
     except (InputError, ModelError) as error:
         return Failed(message=str(error), data=error)
@@ -183,8 +183,15 @@ def _compute(key: str, runs: Sequence[stages.Run], executor: Executor) -> list[s
     try:
         reports = []
         for run, futures in zip(runs, groups, strict=True):
+            failures = []
             for future in futures:
-                future.result()
+                try:
+                    future.result()
+                except BlockError as error:
+                    failures.append(error)
+            # A block that fails costs the others of its image nothing: they need not be computed again.
+            if failures:
+                raise failures[0]
             reports.append(_finish(_as_is(run)))
         return reports
     finally:

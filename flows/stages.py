@@ -1,6 +1,6 @@
 """The stages of a run as plain functions, which the command line and the Prefect flows both call.
 
-prepare -> pending -> compute -> finish
+prepare -> hold(pending -> compute -> finish)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,10 @@ from flows.parameters import Parameters, VolumeParameters
 from flows.report import Report, write_run_json
 from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
 from tiling.budget import check_room, choose_block
+from tiling.damage import mend
 from tiling.engine import THREADS
 from tiling.formats.nifti import check_length
+from tiling.lease import lease
 from tiling.predict import check_bands, check_kind, check_sources
 from tiling.sources import is_volume, present
 from tiling.store import remove
@@ -29,7 +31,7 @@ from tiling.store import remove
 if TYPE_CHECKING:
     from lmseg_core import Predictor
 
-__all__ = ["BlockReport", "Report", "Run", "compute", "finish", "pending", "prepare", "workers"]
+__all__ = ["BlockReport", "Report", "Run", "compute", "finish", "hold", "pending", "prepare", "workers"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,29 @@ def prepare(parameters: Parameters) -> list[Run]:
     # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
     check_room(parameters.output, sum(2 * fit.grid.area.size // 8 for fit in fits))
     made: list[Path] = []
-    try:
-        return [_begin(fit, parameters, made) for fit in fits]
-    except InputError:
-        for path in made:
-            remove(path)
-        raise
+    with ExitStack() as leases:
+        # All of them before the first store is touched: a run that is under way must not cost another its store.
+        for fit in fits:
+            leases.enter_context(lease(_store_path(fit, parameters)))
+        try:
+            return [_begin(fit, parameters, made) for fit in fits]
+        except InputError:
+            for path in made:
+                remove(path)
+            raise
+
+
+@contextmanager
+def hold(runs: Sequence[Run]) -> Iterator[None]:
+    """Keeps everybody else from writing the stores of these runs: from before `pending` until after `finish`.
+
+    Raises:
+        InputError: where another run is under way on one of them.
+    """
+    with ExitStack() as leases:
+        for run in runs:
+            leases.enter_context(lease(run.store.path))
+        yield
 
 
 def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
@@ -132,19 +151,23 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
 
 def _begin(fit: _Fit, parameters: Parameters, made: list[Path]) -> Run:
     """Creates or resumes the store of a run, and adds it to `made` if it is new."""
-    path = parameters.output / f"{stem(fit.source)}.zarr"
+    path = _store_path(fit, parameters)
     if parameters.fresh:
         remove(path)
     is_new = not path.exists()
     store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
     if is_new:
         made.append(path)
-    warnings = []
+    warnings = [f"{path}: {damage} and is computed again" for damage in mend(store)]
     if fit.image.space.ndim == 2 and not fit.image.space.crs:
         warnings.append(f"{fit.source} has no CRS; the results have none either")
     if missing := [str(number) for number, part in enumerate(fit.image.parts, 1) if part.missing]:
         warnings.append(f"{fit.source} is segmented without the model's source {', '.join(missing)}")
     return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, tuple(warnings))
+
+
+def _store_path(fit: _Fit, parameters: Parameters) -> Path:
+    return parameters.output / f"{stem(fit.source)}.zarr"
 
 
 def pending(run: Run) -> list[int]:
@@ -172,11 +195,17 @@ def finish(run: Run) -> Report:
 
     Raises:
         InputError: where an export cannot be written.
-        OutputError: where an export is not what the store holds.
+        OutputError: where the image is not what was segmented, or an export not what the store holds.
     """
     from flows.preview import write_preview
 
     clock = time.perf_counter()
+    # Blocks have looked at the image's own files; masks beside it and addresses show only here.
+    if open_image(run.source, run.parameters).fingerprint != run.image.fingerprint:
+        raise OutputError(
+            f"{run.source} changed while it was segmented, so {run.store.path} may hold labels of both; "
+            "run again with --fresh"
+        )
     files = _export(run)
     exported = time.perf_counter()
     # The label map was compared with the store before it got its name.

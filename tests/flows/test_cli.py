@@ -89,7 +89,7 @@ def test_a_raster_from_input_to_every_file(cli: Cli, picture: str, raster_model:
 
     code, out, _ = cli("verify", tmp_path / "out" / "picture.zarr")
     assert code == 0
-    assert out.count("ok ") == 3
+    assert out.count("ok ") == 4
 
 
 def test_a_volume_from_input_to_every_file(cli: Cli, brain: Path, volume_model: str, tmp_path: Path) -> None:
