@@ -17,6 +17,7 @@ from rasterio.errors import RasterioError
 
 from tiling.box import Box
 from tiling.damage import damaged
+from tiling.errors import InputError
 from tiling.lease import holder
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
@@ -88,6 +89,8 @@ def difference(store: Store, file: Path) -> str | None:
         return _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
     except (RasterioError, OSError, EOFError, zlib.error, ImageFileError) as error:
         return f"cannot be read: {error}"
+    except InputError as error:  # the store's own
+        return f"cannot be compared: {error}"
 
 
 def _raster_problem(store: Store, file: Path) -> str | None:
