@@ -54,7 +54,9 @@ def main() -> None:
         _fail(str(error), 2)
     except (BlockError, OutputError, TrainingError, ConnectionError) as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
+    except SystemExit as stop:
+        if stop.code != 130:  # what typer makes of Ctrl-C
+            raise
         _fail("interrupted; run the same command again to resume", 1)
     except Exception as error:
         # Dask's, which is slow to import: four workers died of one block.

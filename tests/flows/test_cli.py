@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,21 @@ def test_answers_without_loading_torch(arguments: list[str], scene: Path) -> Non
         [*command, *(a.format(scene=scene) for a in arguments)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_ctrl_c_says_how_to_go_on(scene: Path, tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [*START, "segment", str(scene), "-m", "land-cover-tiny", "-o", str(tmp_path)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    while not list(tmp_path.glob("*.zarr")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    assert running.returncode == 1
+    assert err.splitlines()[-1] == "lmseg: interrupted; run the same command again to resume"
+    subprocess.run([*START, "segment", str(scene), "-m", "land-cover-tiny", "-o", str(tmp_path)], check=True)
 
 
 def test_info_says_where_a_raster_lies(cli: Cli, scene: Path) -> None:
