@@ -280,7 +280,9 @@ def _create(
         part.replace(path)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another output folder") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; free some space or choose another output folder"
+        ) from error
     return open_store(path)
 
 

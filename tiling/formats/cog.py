@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
@@ -102,7 +103,10 @@ def _copy_pixels(store: Store, name: str, target: Any) -> None:
 def _with_classes(image: Path, classes: ClassTable) -> Path:
     """A VRT of `image` with class names and an attribute table, for which rasterio has no calls."""
     vrt = image.with_suffix(".vrt")
-    rasterio.shutil.copy(image, vrt, driver="VRT")
+    try:
+        rasterio.shutil.copy(image, vrt, driver="VRT")
+    except CPLE_BaseError as error:  # which rasterio wraps elsewhere
+        raise OSError(errno.EIO, " ".join(str(error).split())) from error
     text = vrt.read_text(encoding="utf-8")
     # The band's own elements come first in GDAL's schema; its source last.
     head, source = text.split("<SimpleSource>" if "<SimpleSource>" in text else "<ComplexSource>", 1)
