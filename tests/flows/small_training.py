@@ -6,10 +6,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import rasterio
+import torch
 import yaml
 from numpy.typing import NDArray
 from rasterio.transform import Affine
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dark", "bright", "an", "a", "image", "region", "of", "july"]
 PLACE: dict[str, Any] = {"crs": "EPSG:32618", "transform": Affine(10, 0, 441730, 0, -10, 4176460)}
 
 
@@ -78,3 +81,18 @@ def write_config(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     file = folder / "settings.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return file
+
+
+def write_bert(folder: Path) -> str:
+    """Write a BERT of 3 blocks and 16 channels with its tokenizer, and return its folder."""
+    target = folder / "bert"
+    target.mkdir()
+    (target / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(str(target / "vocab.txt")).save_pretrained(target)
+    torch.manual_seed(0)
+    shape = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(shape).save_pretrained(target)
+    assert AutoTokenizer.from_pretrained(target).tokenize("july") == ["july"]
+    return str(target)
