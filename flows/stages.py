@@ -237,6 +237,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="block") as executor:
             yield executor
         return
+    import dask
     from distributed import Client, LocalCluster
 
     if parameters.cluster is not None:
@@ -251,6 +252,9 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         return
     threads = max(1, (os.cpu_count() or 1) // parameters.workers)
     with (
+        # Dask forgets a process that is not back within 15 s, and loading torch takes longer on a busy machine: a run
+        # would wait for ever for the last of them.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(
             n_workers=parameters.workers,
             threads_per_worker=THREADS,
