@@ -202,10 +202,7 @@ def finish(run: Run) -> Report:
     clock = time.perf_counter()
     # Blocks have looked at the image's own files; masks beside it and addresses show only here.
     if open_image(run.source, run.parameters).fingerprint != run.image.fingerprint:
-        raise OutputError(
-            f"{run.source} changed while it was segmented, so {run.store.path} may hold labels of both; "
-            "run again with --fresh"
-        )
+        raise OutputError(f"{run.source} changed while it was segmented; run again with --fresh")
     files = _export(run)
     exported = time.perf_counter()
     # The label map was compared with the store before it got its name.
@@ -244,9 +241,8 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         try:
             client = Client(parameters.cluster, set_as_default=False, timeout=10)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"the Dask scheduler {parameters.cluster} does not answer: {error}; start it first"
-            ) from error
+            message = f"the Dask scheduler {parameters.cluster} does not answer: {error}; start it first"
+            raise InputError(message) from error
         with client:
             yield client.get_executor(pure=False, retries=3)
         return
