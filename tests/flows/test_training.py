@@ -235,7 +235,9 @@ def test_a_killed_command_resumes_to_the_weights_of_an_unbroken_one(cli: Cli, de
     }
     broken = write_config(desk, changes | {"output": str(desk / "broken")})
     command = [sys.executable, "-c", "from flows.cli import main; main()", "finetune", str(broken)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    # As many threads as here: convolutions sum in another order on another number.
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=threads, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         end = time.monotonic() + PATIENCE
         while last_checkpoint(desk / "broken") is None:

@@ -67,7 +67,7 @@ def test_training_learns_and_leaves_a_model_with_its_figures(
 def test_a_killed_training_resumes_to_the_weights_of_an_unbroken_one(
     make_settings: Make, make_examples: Examples, tmp_path: Path
 ) -> None:
-    changes = {"model.config": {"widths": [8, 12], "dropout": 0.3}, "augment.noise": 0.1, "data.workers": 1}
+    changes = {"model.config": {"widths": [8, 12], "dropout": 0.3}, "augment.noise": 0.1}
     data = make_examples(2, 1), make_examples(1, 2)
     whole = train(make_settings(changes | {"output": str(tmp_path / "whole")}), *data)
     broken = make_settings(changes | {"output": str(tmp_path / "broken")})
