@@ -24,8 +24,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import rasterio
+from dubai_tiles import mosaic
 from numpy.typing import NDArray
-from PIL import Image
 from rasterio.transform import Affine
 
 import tiling
@@ -35,14 +35,6 @@ from tiling.budget import choose_block
 
 RASTERS = (6_000, 24_000)
 VOLUMES = ((256, 256, 256), (1024, 512, 512))
-
-
-def mosaic(folder: Path) -> NDArray[np.uint8]:
-    """The tile's nine parts as one (y, x, 3) image; parts differ by a pixel and are cut to the smallest."""
-    parts = [np.asarray(Image.open(folder / f"image_part_{i:03}.jpg").convert("RGB")) for i in range(1, 10)]
-    height, width = (min(p.shape[a] for p in parts) for a in (0, 1))
-    rows = [np.concatenate([p[:height, :width] for p in parts[r : r + 3]], axis=1) for r in (0, 3, 6)]
-    return np.concatenate(rows)
 
 
 def write_raster(path: Path, side: int, pattern: NDArray[np.uint8]) -> None:
@@ -140,7 +132,7 @@ def measure(source: Path, out: Path) -> dict[str, Any]:
 
 def inputs(folder: Path, dubai: Path) -> Iterator[Path]:
     """Small and large, rasters first."""
-    pattern = mosaic(dubai)
+    pattern = mosaic(dubai, "image_part_{:03}.jpg", "RGB").transpose(1, 2, 0)
     for side in RASTERS:
         path = folder / f"raster{side}.tif"
         if not path.exists():

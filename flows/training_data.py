@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import tiling
 from flows.labels import apart
 from flows.pairing import files, rows
-from flows.polygons import PolygonLabels, is_vector
+from flows.polygons import IGNORE, PolygonLabels, is_vector
 from tiling import Box, InputError, Source
 from tiling.intensity import statistics
 from tiling.predict import ras_order
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lmseg_core.training.settings import DataSettings, Pairs
     from lmseg_core.training.windows import Example
 
-IGNORE = 255
 # How far, in pixels, an image and its labels may lie apart: what rounding in a header does.
 _NEAR = 0.01
 

@@ -8,7 +8,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
 
 from lmseg_core.blocks import resize
 from lmseg_core.encoder import Encoder
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, first_line
 
 _FINE = 2  # stages of our own before those of the backbone, which begin at a quarter of the resolution
 _LAYERS = 4  # of an isotropic transformer, evenly spaced, as its pyramid
@@ -90,7 +90,7 @@ def _settings(backbone_config: dict[str, Any], channels: int | None) -> PreTrain
     try:
         settings: Any = AutoConfig.for_model(**backbone_config)
     except (TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"config.json has a backbone_config that transformers refuses ({reason}).") from None
     if channels is not None:
         settings.num_channels = channels
@@ -110,7 +110,7 @@ def _build(settings: PreTrainedConfig) -> nn.Module:
     try:
         return cast(nn.Module, AutoBackbone.from_config(settings))  # type: ignore[no-untyped-call]
     except (ImportError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"config.json has a backbone_config that transformers cannot build ({reason}).") from None
 
 

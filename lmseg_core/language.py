@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, first_line
 
 _HINT = "use a BERT, GPT-2, Llama, Qwen or SmolLM configuration."
 # Where the blocks are, what a block of that family holds, and whether the model turns positions into rotations.
@@ -35,7 +35,7 @@ def language_blocks(lm_config: dict[str, Any], which: int | Sequence[int]) -> La
         settings = AutoConfig.for_model(**lm_config)
         model: PreTrainedModel = AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"config.json has an lm_config that transformers refuses ({reason}); {_HINT}") from None
     blocks, rotary = _find(model, which)
     return LanguageBlocks(blocks, rotary, int(settings.hidden_size))

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from lmseg_core import bundled
 from lmseg_core.adapters import merge
 from lmseg_core.classes import SegmentClass
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, first_line
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor, normalise
 
@@ -227,7 +227,7 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ModelError(f"{path} cannot be loaded ({first}); save or download it again.") from None
     finally:
         if bars:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, first_line
 
 TEMPLATES = ("{}", "an image of {}", "a region of {}")
 
@@ -40,7 +40,7 @@ class TextEncoder:
             model = family.from_pretrained(name_or_path, config=config, dtype=torch.float32)
             return cls(model, AutoTokenizer.from_pretrained(name_or_path))
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelError(f"{name_or_path} cannot be used as a text encoder ({reason}).") from None
 
     def classes(

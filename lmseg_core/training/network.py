@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from lmseg_core import bundled
 from lmseg_core.adapters import Adapter, adapt
 from lmseg_core.config import LMSegConfig
-from lmseg_core.errors import ModelError
+from lmseg_core.errors import ModelError, first_line
 from lmseg_core.language import load_blocks
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.text import TextEncoder
@@ -29,7 +29,7 @@ def build(settings: Settings, sources: Sequence[int] = ()) -> LMSegForSemanticSe
     except ModelError:
         raise
     except (OSError, TypeError, ValueError) as error:  # what transformers says of names, and Python of config
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"model cannot be built ({reason}); mend its names, or its config.") from None
     if told.language_model is not None:
         adapt(network, _adapter(told.language_model, settings.optimise.steps))

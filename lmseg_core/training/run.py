@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from lmseg_core.adapters import merge, save_adapter, update_rank
-from lmseg_core.errors import ModelError, TrainingError
+from lmseg_core.errors import ModelError, TrainingError, first_line
 from lmseg_core.loss import SegmentationLoss
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor
@@ -30,7 +30,7 @@ from lmseg_core.training.network import build, count
 from lmseg_core.training.optimiser import optimiser, schedule
 from lmseg_core.training.pictures import draw_curves, draw_validation
 from lmseg_core.training.settings import Settings
-from lmseg_core.training.trainer import Scores, WindowTrainer, first_line, last_checkpoint, to_labels
+from lmseg_core.training.trainer import Scores, WindowTrainer, last_checkpoint, to_labels
 from lmseg_core.training.windows import Example, GridWindows, RandomWindows, cached
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lmseg_core.adapters import orthogonality
-from lmseg_core.errors import TrainingError
+from lmseg_core.errors import TrainingError, first_line
 from lmseg_core.metrics import Confusion
 from lmseg_core.training.average import Average
 from lmseg_core.training.folder import write_json
@@ -166,11 +166,6 @@ def last_checkpoint(output: Path) -> Path | None:
 
 def _checkpoints(output: Path) -> list[Path]:
     return sorted(output.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Scores:
