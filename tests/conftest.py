@@ -13,6 +13,8 @@ from tests.local_server import Server, stop
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
+    # Tests run side by side; and weights are equal to the bit only for equal numbers of threads.
+    "OMP_NUM_THREADS": "1",
     "DO_NOT_TRACK": "1",
     "PREFECT_HOME": _home.name,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

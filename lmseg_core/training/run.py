@@ -275,6 +275,8 @@ def _arguments(settings: Settings) -> TrainingArguments:
         # Windows are drawn by their number, so their order is the order of training.
         train_sampling_strategy="sequential",
         dataloader_num_workers=settings.data.workers,
+        # Not forked: a process that also talks to Prefect or Dask has threads and handlers that a fork tears.
+        dataloader_multiprocessing_context="spawn" if settings.data.workers else None,
         dataloader_persistent_workers=settings.data.workers > 0,
         dataloader_prefetch_factor=4 if settings.data.workers else None,
         dataloader_pin_memory=torch.cuda.is_available(),
