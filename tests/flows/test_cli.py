@@ -15,8 +15,6 @@ import pytest
 import rasterio
 from PIL import Image
 
-import tiling
-
 from .conftest import Cli
 
 START = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -156,25 +154,3 @@ def test_export_takes_the_format_from_the_ending(cli: Cli, picture: str, raster_
     code, _, err = cli("export", tmp_path / "picture.zarr", tmp_path / "prob.tif", "--what", "probability")
     assert code == 2
     assert "--probability" in err
-
-
-@pytest.mark.parametrize("moment", ["labels", "c"])
-def test_a_killed_run_resumes_to_the_same_labels(
-    moment: str, cli: Cli, wide: str, raster_model: str, tmp_path: Path
-) -> None:
-    command = ["segment", wide, "-m", raster_model, "--tile", "256", "--memory", "460MiB", "-o"]
-    with subprocess.Popen([*START, *command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
-        # Once as soon as there is a store, once when the first blocks are in it.
-        while process.poll() is None and not any((tmp_path / "killed" / "wide.zarr").rglob(moment)):
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -9
-    left = tiling.open_store(tmp_path / "killed" / "wide.zarr").pending()
-    assert left
-    assert cli(*command, tmp_path / "killed")[0] == 0
-    assert cli(*command, tmp_path / "whole")[0] == 0
-    with (
-        rasterio.open(tmp_path / "killed" / "wide_labels.tif") as a,
-        rasterio.open(tmp_path / "whole" / "wide_labels.tif") as b,
-    ):
-        np.testing.assert_array_equal(a.read(), b.read())
