@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tiling.grid import Axis, Grid
     from tiling.intensity import Statistics, statistics
     from tiling.predict import Oriented, Predict
+    from tiling.seams import Interval, Place, Seam, SeamFigures, compare_place, sample_places, seam_figures
     from tiling.sources import Part, Pixels, Source, open
     from tiling.sources.array import ArraySource
     from tiling.space import Space
@@ -35,6 +36,7 @@ _MODULES = {
     "grid": ("Axis", "Grid"),
     "intensity": ("Statistics", "statistics"),
     "predict": ("Oriented", "Predict"),
+    "seams": ("Interval", "Place", "Seam", "SeamFigures", "compare_place", "sample_places", "seam_figures"),
     "sources": ("Part", "Pixels", "Source", "open"),
     "sources.array": ("ArraySource",),
     "space": ("Space",),
@@ -54,12 +56,16 @@ __all__ = [
     "ClassTable",
     "Grid",
     "InputError",
+    "Interval",
     "Oriented",
     "OutputError",
     "Part",
     "Pixels",
+    "Place",
     "Plan",
     "Predict",
+    "Seam",
+    "SeamFigures",
     "Source",
     "Space",
     "Statistics",
@@ -67,12 +73,15 @@ __all__ = [
     "area_of_bounds",
     "area_of_box",
     "area_of_geojson",
+    "compare_place",
     "create",
     "export",
     "open",
     "open_store",
     "plan",
     "run_blocks",
+    "sample_places",
+    "seam_figures",
     "segment",
     "statistics",
     "verify",

@@ -87,6 +87,10 @@ class Store:
         assert isinstance(array, zarr.Array)
         return array
 
+    def is_made_from(self, name: str, word: str) -> bool:
+        """Whether the run's `source` has this fingerprint, or its `model` this digest."""
+        return bool(json.loads(self.identity)[name] == _digest(word))
+
     def digest(self, block: Box) -> bytes:
         """What the answer of a block depends on, as 32 bytes."""
         return hashlib.sha256(f"{self.identity} {block}".encode()).digest()
@@ -249,7 +253,7 @@ def _create(
         "outputs": sorted(outputs),
         "engine": ENGINE,
     }
-    made_from = {name: hashlib.sha256(json.dumps(word).encode()).hexdigest() for name, word in words.items()}
+    made_from = {name: _digest(word) for name, word in words.items()}
     if path.exists() and any(path.iterdir() if path.is_dir() else (path,)):
         attributes = _attributes(path)
         if attributes is None:
@@ -323,6 +327,10 @@ def remove(path: str | Path) -> None:
             raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
         shutil.rmtree(path)
         _group.cache_clear()
+
+
+def _digest(word: Any) -> str:
+    return hashlib.sha256(json.dumps(word).encode()).hexdigest()
 
 
 def _identity(attributes: dict[str, Any]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.classes import ClassTable
@@ -36,16 +37,26 @@ def write_nifti(store: Store, out: Path, name: str) -> list[Path]:
     """
     space = store.out_space
     check_length(space.shape, out)
-    header = _header(store, space, name)
-    with _binary(out) as stream:
-        header.write_to(stream)
-        stream.write(b"\0" * (int(header["vox_offset"]) - stream.tell()))
-        # Zarr's (z, y, x) in C order is NIfTI's (x, y, z) in Fortran order: the bytes are the same.
-        for channel in range(len(store.classes) if name == "probability" else 1):
-            for box in Box.whole(space.shape).split((_SLAB, *space.shape[1:])):
-                index: tuple[int | slice, ...] = (channel, *box.slices) if name == "probability" else box.slices
-                stream.write(np.ascontiguousarray(store.array(name)[index]).data)
+    ahead = [(channel,) for channel in range(len(store.classes))] if name == "probability" else [()]
+    array = store.array(name)
+    _write(
+        _header(store, space, name),
+        out,
+        (np.asarray(array[(*channel, *box.slices)]) for channel in ahead for box in _slabs(space)),
+    )
     return [out, *_side_files(out, store.classes)] if name == "labels" else [out]
+
+
+def write_marks(store: Store, out: Path, read: Callable[[Box], NDArray[np.uint8]]) -> None:
+    """Writes a uint8 map placed like the label map, slab by slab.
+
+    Args:
+        read: gives a box of it, in indices of the area.
+    """
+    header = _header(store, store.out_space, "labels")
+    header.set_data_dtype(np.uint8)
+    header["cal_max"] = 0  # viewers then look for themselves
+    _write(header, out, (read(box) for box in _slabs(store.out_space)))
 
 
 def check_length(shape: tuple[int, ...], name: str | Path) -> None:
@@ -54,6 +65,19 @@ def check_length(shape: tuple[int, ...], name: str | Path) -> None:
         raise InputError(
             f"{name} would have a side of {max(shape)}, NIfTI-1 holds {_LONGEST}; segment a part with --box"
         )
+
+
+def _slabs(space: Space) -> Iterator[Box]:
+    return Box.whole(space.shape).split((_SLAB, *space.shape[1:]))
+
+
+def _write(header: Any, out: Path, slabs: Iterable[NDArray[Any]]) -> None:
+    with _binary(out) as stream:
+        header.write_to(stream)
+        stream.write(b"\0" * (int(header["vox_offset"]) - stream.tell()))
+        # Zarr's (z, y, x) in C order is NIfTI's (x, y, z) in Fortran order: the bytes are the same.
+        for slab in slabs:
+            stream.write(np.ascontiguousarray(slab).data)
 
 
 def _header(store: Store, space: Space, name: str) -> Any:
