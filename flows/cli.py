@@ -173,22 +173,36 @@ def export(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
+    seams: Annotated[bool, typer.Option("--seams", help="Also measure seams on tile and block borders.")] = False,
+    places: Annotated[int | None, typer.Option(metavar="N", help="How many of them --seams looks at.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Check that a run is complete, undamaged and in its place.
 
-    Geometry and labels of its exports are compared too; exit 1 where something is wrong.
+    Geometry and labels of its exports are compared too; exit 1 where something is wrong. --seams predicts places on
+    borders again, by tiles centred on them, and writes them as a map beside the run.
     """
     import tiling
     from flows.stages import exports_of, reopen
 
     store = tiling.open_store(run)
+    certificate = None
+    if seams or places is not None:
+        from flows.seams import certify, check_count
+
+        certificate = certify(run, store, check_count(places))
     checks = tiling.verify(store, reopen(store), exports_of(run))
+    if certificate is not None:
+        checks.append(certificate.check)
     if as_json:
-        print(json.dumps([{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks], indent=1))
+        told: Any = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
+        print(json.dumps(told if certificate is None else {"checks": told, "seams": certificate.to_json()}, indent=1))
     else:
         for c in checks:
             print(f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}")
+        if certificate is not None:
+            print(f"\n{certificate.table()}\n{certificate.layer}")
     if not all(c.passed for c in checks):
         raise typer.Exit(1)
 

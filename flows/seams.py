@@ -1,0 +1,244 @@
+"""The seam certificate of a run: how many labels on tile and block borders another tile would change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
+
+from flows.parameters import Parameters, RegionParameters, VolumeParameters
+from flows.stages import bind_model, open_image
+from tiling import (
+    Area,
+    Box,
+    Check,
+    Grid,
+    InputError,
+    Interval,
+    Predict,
+    Seam,
+    SeamFigures,
+    Source,
+    Space,
+    Store,
+    compare_place,
+    sample_places,
+    seam_figures,
+)
+from tiling.formats import whole
+
+# A third of them of each kind. More narrow the interval with their root, at a tile or five each.
+PLACES = 48
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was seen on the borders of a run.
+
+    Attributes:
+        check: whether the store's labels are what its model answers.
+        figures: of `tile borders`, `block borders` and `all`; None where there are no such places.
+        layer: the map of the places.
+    """
+
+    check: Check
+    figures: dict[str, SeamFigures | None]
+    layer: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        figures = {name: None if f is None else asdict(f) for name, f in self.figures.items()}
+        return {**figures, "layer": str(self.layer)}
+
+    def table(self) -> str:
+        """A line for each kind of border, for a terminal."""
+        rows = [["", "places", "pixels", "changed [95 %]", "largest", "typical difference of score [95 %]"]]
+        for name, f in self.figures.items():
+            told = ["0", "0", "-", "-", "-"]
+            if f is not None:
+                typical = f"{f.typical.value:.4f} [{f.typical.low:.4f}, {f.typical.high:.4f}]"
+                told = [str(f.places), str(f.pixels), shown_share(f.changed), f"{f.largest:.3f}", typical]
+            rows.append([name, *told])
+        return columns(rows)
+
+
+def certify(run: Path, store: Store, count: int) -> Certificate:
+    """Looks at places on the borders of a finished run, and writes them as a map beside it.
+
+    Raises:
+        InputError: where the run is unfinished, its image or model is gone or another, or the map cannot be written.
+        ModelError: where the model cannot be loaded.
+    """
+    if pending := len(store.pending()):
+        raise InputError(f"{run} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
+    base = run.absolute().with_suffix("")
+    parameters = _parameters_of(Path(f"{base}.run.json"))
+    image = open_image(store.uri, parameters)
+    if not store.is_made_from("source", image.fingerprint):
+        raise InputError(f"{store.uri} has changed since {run} was made; put the old one back, or segment it again")
+    predict = bind_model(image, store.area, parameters)
+    if not store.is_made_from("model", predict.digest):
+        raise InputError(
+            f"{parameters.model} is not the model that made {run}: its digest is another; "
+            "put the old one back, or segment again with --fresh"
+        )
+    seams = look(image, store.grid, predict, store.area, count)
+    return Certificate(_check(store, seams), _by_border(seams), _write_layer(store, seams, base))
+
+
+def look(image: Source, grid: Grid, predict: Predict, area: Area, count: int) -> list[Seam]:
+    """A sample of the grid's borders, compared under a bar on standard error, where that is a terminal."""
+    places = sample_places(image, grid, area, count)
+    console = Console(stderr=True)
+    bar = track(places, "places", console=console, transient=True, disable=not console.is_terminal)
+    return [compare_place(image, grid, predict, area, place) for place in bar]
+
+
+def check_count(count: int | None) -> int:
+    """The number of places that was asked for, or the usual one.
+
+    Raises:
+        InputError: where it is less than one.
+    """
+    if count is None:
+        return PLACES
+    if count < 1:
+        raise InputError(f"--places {count} looks at nothing; give 1 or more, such as {PLACES}")
+    return count
+
+
+def shown_share(share: Interval) -> str:
+    """A share of pixels with its interval."""
+    return f"{share.value:.3%} [{share.low:.3%}, {share.high:.3%}]"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under each other, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def _parameters_of(report: Path) -> Parameters:
+    """What a run was told, from the report that it writes last."""
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))["parameters"]
+        kind = VolumeParameters if "form" in told else RegionParameters
+        return kind(**told)
+    except FileNotFoundError:
+        raise InputError(f"{report} is missing, which names the model; run lmseg segment again to write it") from None
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{report} cannot be read ({reason}); run lmseg segment again to write it") from None
+
+
+def _check(store: Store, seams: Sequence[Seam]) -> Check:
+    if not seams:
+        return Check("seams", True, "no tile or block border has data beside it")
+    origin = store.area.box.start
+    wrong = [int(np.count_nonzero(s.labels != store.read(s.box.relative(origin)))) for s in seams]
+    pixels = sum(s.pixels for s in seams)
+    if not any(wrong):
+        return Check("seams", True, f"the model gives the store's labels again, {pixels} in {len(seams)} places")
+    first = seams[int(np.flatnonzero(wrong)[0])].place.index
+    detail = (
+        f"{sum(wrong)} labels in {np.count_nonzero(wrong)} of {len(seams)} places are not what the model gives, the "
+        f"first at {first}; the figures are the model's, not the store's"
+    )
+    return Check("seams", False, detail)
+
+
+def _by_border(seams: Sequence[Seam]) -> dict[str, SeamFigures | None]:
+    return {
+        "tile borders": seam_figures([s for s in seams if s.place.on_tile]),
+        "block borders": seam_figures([s for s in seams if s.place.on_block]),
+        "all": seam_figures(seams),
+    }
+
+
+def _write_layer(store: Store, seams: Sequence[Seam], base: Path) -> Path:
+    """`_seams.geojson` with a polygon a place, or `_seams.nii.gz`: 0 not looked at, 1 equal, 2 changed."""
+    if store.space.ndim == 2:
+        layer = Path(f"{base}_seams.geojson")
+        text = json.dumps(_features(store.space, seams), indent=1)
+        with whole(layer) as folder:
+            (folder / layer.name).write_text(text + "\n", encoding="utf-8")
+        return layer
+    from tiling.formats.nifti import write_marks
+
+    layer = Path(f"{base}_seams.nii.gz")
+    with whole(layer) as folder:
+        write_marks(store, folder / layer.name, lambda box: _marks(box.shift(store.area.box.start), seams))
+    return layer
+
+
+def _marks(box: Box, seams: Sequence[Seam]) -> NDArray[np.uint8]:
+    marks = np.zeros(box.shape, np.uint8)
+    for seam in seams:
+        part = box & seam.box
+        if part.size:
+            here = marks[part.relative(box.start).slices]
+            # Where two places overlap, a change that either shows is shown.
+            np.maximum(here, seam.seen[part.relative(seam.box.start).slices], out=here)
+    return marks
+
+
+def _features(space: Space, seams: Sequence[Seam]) -> dict[str, Any]:
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "geometry": _polygon(space, seam.box),
+                "properties": {
+                    "tile_border": seam.place.on_tile,
+                    "block_border": seam.place.on_block,
+                    "row": seam.place.index[0],
+                    "column": seam.place.index[1],
+                    "pixels": seam.pixels,
+                    "changed": seam.changed,
+                    "share": seam.changed / seam.pixels,
+                    "largest": seam.largest,
+                    "typical": seam.total / seam.pixels,
+                },
+            }
+            for seam in seams
+        ],
+    }
+
+
+def _polygon(space: Space, box: Box) -> dict[str, Any]:
+    """A box in WGS 84, in the image's own coordinates where it has no CRS; rings run as RFC 7946 wants."""
+    (top, left), (bottom, right) = box.start, box.stop
+    corners = ((top, left), (bottom, left), (bottom, right), (top, right), (top, left))
+    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [[space.to_world(c) for c in corners]]}
+    if space.crs:
+        from rasterio._err import CPLE_BaseError  # not in rasterio.errors, but transform_geom lets it out
+        from rasterio.errors import RasterioError
+        from rasterio.warp import transform_geom
+
+        try:
+            geometry = transform_geom(space.crs, "OGC:CRS84", geometry, antimeridian_cutting=True)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise InputError(f"the image's CRS cannot be turned into WGS 84 for the map of places: {error}") from error
+    several = geometry["type"] == "MultiPolygon"
+    parts = geometry["coordinates"] if several else [geometry["coordinates"]]
+    parts = [[_anticlockwise(ring) for ring in rings] for rings in parts]
+    return {"type": geometry["type"], "coordinates": parts if several else parts[0]}
+
+
+def _anticlockwise(ring: Sequence[Sequence[float]]) -> list[list[float]]:
+    points = [[float(x), float(y)] for x, y in ring]
+    doubled = sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(points))
+    return points if doubled > 0 else points[::-1]
