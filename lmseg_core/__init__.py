@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lmseg_core.classes import SegmentClass
     from lmseg_core.config import LMSegConfig
     from lmseg_core.errors import ModelError
+    from lmseg_core.locality import Locality, locality_of, measure_locality
     from lmseg_core.metrics import Confusion
     from lmseg_core.model import LMSegForSemanticSegmentation, LMSegOutput
     from lmseg_core.predictor import Predictor
@@ -27,6 +28,7 @@ __all__ = [
     "LMSegForSemanticSegmentation",
     "LMSegImageProcessor",
     "LMSegOutput",
+    "Locality",
     "ModelError",
     "Predictor",
     "SegmentClass",
@@ -34,6 +36,8 @@ __all__ = [
     "adapt",
     "load_adapter",
     "load_backbone",
+    "locality_of",
+    "measure_locality",
     "merge",
     "orthogonality",
     "save_adapter",
@@ -47,6 +51,7 @@ _HOME = {
     "LMSegForSemanticSegmentation": "model",
     "LMSegImageProcessor": "processor",
     "LMSegOutput": "model",
+    "Locality": "locality",
     "ModelError": "errors",
     "Predictor": "predictor",
     "SegmentClass": "classes",
@@ -54,6 +59,8 @@ _HOME = {
     "adapt": "adapters",
     "load_adapter": "adapters",
     "load_backbone": "backbone",
+    "locality_of": "locality",
+    "measure_locality": "locality",
     "merge": "adapters",
     "orthogonality": "adapters",
     "save_adapter": "adapters",
