@@ -3,11 +3,14 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.local_server import Server, stop
+from tests.tiling.s3 import ObjectStore, environment, storing
+from tests.tiling.web import IMPATIENT, Web, serving
 
 # Before anything imports what reads them. No test needs the hub, and none may touch a person's own Prefect.
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
@@ -46,6 +49,41 @@ def cluster() -> Iterator[object]:
 
     with LocalCluster(host="127.0.0.1", dashboard_address="127.0.0.1:0", n_workers=2, threads_per_worker=1) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def _web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with serving(tmp_path_factory.mktemp("web") / "files") as web:
+        yield web
+
+
+@pytest.fixture
+def web(_web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server of `tmp_path`, for a client that gives up after seconds."""
+    for name, value in IMPATIENT.items():
+        monkeypatch.setenv(name, value)
+    link = _web.folder.with_name(tmp_path.name)
+    link.symlink_to(tmp_path)
+    yield replace(_web, folder=link)
+    _web.heal()
+    link.unlink()
+
+
+@pytest.fixture(scope="module")
+def _bucket() -> Iterator[ObjectStore]:
+    with storing() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An S3 server, found by the environment, for a client that gives up after seconds."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in {**IMPATIENT, **environment(_bucket.host)}.items():
+        monkeypatch.setenv(name, value)
+    return _bucket
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -23,17 +23,21 @@ from tiling.box import Box
 from tiling.errors import InputError
 from tiling.sources import MISSING, Part, Pixels, all_valid, common_dtype, mask_nonfinite, present, split
 from tiling.sources.fingerprint import fingerprint
+from tiling.sources.remote import (
+    FAILURES,
+    PassingError,
+    environment,
+    exists,
+    is_remote,
+    patiently,
+    reason,
+    remedy,
+    version,
+)
 from tiling.space import Space
 
 # GDAL would keep 5 % of the machine's memory as block cache; one row of blocks is all that reading by boxes reuses.
-GDAL_ENV: dict[str, Any] = {
-    "GDAL_CACHEMAX": 32 * 2**20,
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-}
-# Masks, world files and coordinates may lie beside an image; over the network looking for them is slow, and rarely
-# allowed.
-_REMOTE_ENV = GDAL_ENV | {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+GDAL_ENV: dict[str, Any] = {"GDAL_CACHEMAX": 32 * 2**20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class RasterSource:
         bands: (file number, band number from 1) of each channel.
         names: a name a channel, empty where the file gives none.
         nodata: the value of missing pixels per channel, None where there is none.
+        masked: the remote files beside which a mask lies.
+        versions: GDAL's names of remote files, with what tells each from another that takes its place.
+        remote: whether pixels come over the network, be it through a file that names others.
     """
 
     uri: str
@@ -55,6 +62,9 @@ class RasterSource:
     dtype: np.dtype[Any]
     space: Space
     fingerprint: str
+    masked: frozenset[str]
+    versions: tuple[tuple[str, str], ...]
+    remote: bool
 
     @property
     def channels(self) -> int:
@@ -72,32 +82,62 @@ class RasterSource:
         return Affine(*self.space.affine[0], *self.space.affine[1])
 
     def read(self, box: Box) -> Pixels:
-        """The box's pixels. A pixel is missing where every channel is, or the file's own mask says so."""
-        (y, x), (height, width) = box.start, box.shape
-        window = Window(x, y, width, height)
-        values = np.empty((self.channels, *box.shape), self.dtype)
-        valid = all_valid(box.shape)
+        """The box's pixels. A pixel is missing where every channel is, or the file's own mask says so.
+
+        Raises:
+            InputError: where a file is damaged, or a remote one is another than was opened.
+            ConnectionError: where a remote file cannot be had, after several tries.
+        """
+        return patiently(lambda: self._read(box))
+
+    def _read(self, box: Box) -> Pixels:
         try:
-            for number in range(len(self.files)):
-                channels = [c for c, (file, _) in enumerate(self.bands) if file == number]
-                if not channels:
-                    continue
-                with self._opened(number) as dataset:
-                    numbers = [self.bands[c][1] for c in channels]
-                    if channels == list(range(channels[0], channels[-1] + 1)):
-                        dataset.read(numbers, window=window, out=values[channels[0] : channels[-1] + 1])
-                    else:
-                        values[channels] = dataset.read(numbers, window=window)
-                    if _own_mask(dataset):
-                        valid = valid & (dataset.dataset_mask(window=window) > 0)
-        except RasterioError as error:
-            place = f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}: {_reason(error)}"
-            if any(_remote(f) for f in self.files):
-                raise ConnectionError(f"{place}; run again to resume") from error
-            raise InputError(f"{place}; fetch or write the file again") from error
+            values, valid = self._pixels(box)
+        except FAILURES as error:
+            self._check_versions()
+            (y, x), (height, width) = box.start, box.shape
+            place = f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}"
+            if not self.remote:
+                raise InputError(f"{place}: {reason(error)}; fetch or write the file again") from error
+            why = reason(error)
+            if fix := remedy(self.uri, why):
+                raise ConnectionError(f"{place}: {why}; {fix}, then run again to resume") from error
+            raise PassingError(f"{place}: {why}; run again to resume") from error
+        except PassingError:
+            self._check_versions()
+            raise
+        self._check_versions()
         if all(v is not None for v in self.nodata):
             valid = valid & ~self._missing(values)
         return mask_nonfinite(values, valid)
+
+    def _pixels(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        window = Window(box.start[1], box.start[0], box.shape[1], box.shape[0])
+        values = np.empty((self.channels, *box.shape), self.dtype)
+        valid = all_valid(box.shape)
+        for number in range(len(self.files)):
+            channels = [c for c, (file, _) in enumerate(self.bands) if file == number]
+            if not channels:
+                continue
+            with self._opened(number) as dataset:
+                numbers = [self.bands[c][1] for c in channels]
+                if channels == list(range(channels[0], channels[-1] + 1)):
+                    dataset.read(numbers, window=window, out=values[channels[0] : channels[-1] + 1])
+                else:
+                    values[channels] = dataset.read(numbers, window=window)
+                if _own_mask(dataset):
+                    valid = valid & (dataset.dataset_mask(window=window) > 0)
+        return values, valid
+
+    def _check_versions(self) -> None:
+        # After reading, or failing to: had the file changed before or meanwhile, it would show.
+        for name, before in self.versions:
+            with rasterio.Env(**_env(name)):
+                now = version(name)
+            if now not in ("", before):
+                raise InputError(
+                    f"{self.uri} changed while it was segmented; put the old file back and run again, or pass --fresh"
+                )
 
     def _missing(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         missing = np.ones(values.shape[1:], bool)
@@ -111,8 +151,10 @@ class RasterSource:
         # Opened anew for each block: GDAL's handles belong to one thread, and a block is many megabytes.
         with ExitStack() as stack:
             file = self.files[number]
-            stack.enter_context(rasterio.Env(**_env(file)))
+            stack.enter_context(rasterio.Env(**_env(file, masked=file in self.masked)))
             dataset = stack.enter_context(_quietly_open(file))
+            if file in self.masked and not _own_mask(dataset):
+                raise PassingError(f"{file}.msk, the mask beside it, cannot be read; run again to resume")
             if number and (dataset.shape != self.space.shape or dataset.transform != self.transform):
                 dataset = stack.enter_context(
                     WarpedVRT(
@@ -139,28 +181,13 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
         InputError: where a file is damaged or no image, or a band does not exist.
     """
     files = split(uri)
-    channels: list[tuple[int, int]] = []
-    names: list[str] = []
-    nodata: list[float | None] = []
-    dtypes: list[str] = []
-    local: list[str] = []
-    words: list[Any] = [bands]
-    spaces = []
-    for number, file in enumerate(files):
-        if file == MISSING:
-            words.append(MISSING)
-            continue
-        with rasterio.Env(**_env(file)), _checked_open(file) as dataset:
-            spaces.append(_space(dataset))
-            # Viewers write statistics and overviews beside an image, which change none of its pixels.
-            local += [f for f in dataset.files if os.path.isfile(f) and not f.endswith((".aux.xml", ".ovr"))]
-            words.append((dataset.profile.items(), None if local else _sample(dataset)))
-            for band in dataset.indexes:
-                if dataset.colorinterp[band - 1] != ColorInterp.alpha:
-                    channels.append((number, band))
-                    names.append(dataset.descriptions[band - 1] or "")
-                    nodata.append(dataset.nodatavals[band - 1])
-                    dtypes.append(dataset.dtypes[band - 1])
+    looks = [None if file == MISSING else _look(file) for file in files]
+    known = [look for look in looks if look is not None]
+    spaces = [look.space for look in known]
+    channels = [(number, band) for number, look in enumerate(looks) if look is not None for band in look.bands]
+    names = [name for look in known for name in look.names]
+    nodata = [value for look in known for value in look.nodata]
+    dtypes = [dtype for look in known for dtype in look.dtypes]
     there = present(uri)
     for file, space in zip(there, spaces, strict=True):
         if space.crs != spaces[0].crs:
@@ -187,8 +214,73 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
         tuple(nodata),
         _dtype(uri, dtypes),
         spaces[0],
-        fingerprint(local, [repr(w) for w in words]),
+        fingerprint(
+            [file for look in known for file in look.local],
+            [repr(bands), *(MISSING if look is None else look.words for look in looks)],
+        ),
+        frozenset(file for file, look in zip(files, looks, strict=True) if look is not None and look.masked),
+        tuple(told for look in known for told in look.versions),
+        any(look.remote for look in known),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one file says of itself: its bands but alpha, the local files it is read from, and the rest in words."""
+
+    space: Space
+    bands: tuple[int, ...]
+    names: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    dtypes: tuple[str, ...]
+    local: tuple[str, ...]
+    words: str
+    masked: bool
+    versions: tuple[tuple[str, str], ...]
+    remote: bool
+
+
+def _look(file: str) -> _Look:
+    if not is_remote(file) and not file.startswith("/vsi") and not os.path.exists(file):
+        raise InputError(f"{file} does not exist; check the path")
+    return patiently(lambda: _looked(file))
+
+
+def _looked(file: str) -> _Look:
+    try:
+        with rasterio.Env(**_env(file)), _quietly_open(file) as dataset:
+            if 0 in dataset.shape or dataset.count == 0:
+                hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
+                raise InputError(f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}")
+            _check_complete(file, dataset)
+            # Viewers write statistics and overviews beside an image, which change none of its pixels.
+            local = tuple(f for f in dataset.files if os.path.isfile(f) and not f.endswith((".aux.xml", ".ovr")))
+            words = repr((dataset.profile.items(), None if local else _sample(dataset)))
+            main = next(iter(dataset.files), "")
+            masked = is_remote(main) and "?" not in main and exists(f"{main}.msk")
+            here = [main, f"{main}.msk"] if masked else [main] if is_remote(main) else []
+            versions = tuple((name, told) for name in here if (told := version(name)))
+            bands = tuple(b for b in dataset.indexes if dataset.colorinterp[b - 1] != ColorInterp.alpha)
+            return _Look(
+                _space(dataset),
+                bands,
+                tuple(dataset.descriptions[b - 1] or "" for b in bands),
+                tuple(dataset.nodatavals[b - 1] for b in bands),
+                tuple(dataset.dtypes[b - 1] for b in bands),
+                local,
+                f"{words} {[told for _, told in versions]}",
+                masked,
+                versions,
+                any(map(is_remote, dataset.files)),
+            )
+    except FAILURES as error:
+        why = reason(error)
+        fix = remedy(file, why)
+        if is_remote(file) and fix is None and "not recognized as being in a supported" not in why:
+            raise PassingError(f"{file} cannot be reached: {why}; try again") from error
+        raise InputError(
+            f"{file} cannot be opened as an image: {why}; {fix or 'give a raster that GDAL reads'}"
+        ) from error
 
 
 def _quietly_open(file: str) -> Any:
@@ -198,32 +290,15 @@ def _quietly_open(file: str) -> Any:
         return rasterio.open(file)
 
 
-@contextmanager
-def _checked_open(file: str) -> Iterator[Any]:
-    if not _remote(file) and not os.path.exists(file):
-        raise InputError(f"{file} does not exist; check the path")
-    try:
-        dataset = _quietly_open(file)
-    except RasterioError as error:
-        if _remote(file) and not any(f"code: {gone}" in _reason(error) for gone in (401, 403, 404, 410)):
-            raise ConnectionError(f"{file} cannot be reached: {_reason(error)}; try again") from error
-        raise InputError(
-            f"{file} cannot be opened as an image: {_reason(error)}; give a raster that GDAL reads"
-        ) from error
-    with dataset:
-        if 0 in dataset.shape or dataset.count == 0:
-            hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
-            raise InputError(f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}")
-        _check_complete(file, dataset)
-        yield dataset
-
-
-def _remote(file: str) -> bool:
-    return "://" in file or file.startswith("/vsi")
-
-
-def _env(file: str) -> dict[str, Any]:
-    return _REMOTE_ENV if _remote(file) else GDAL_ENV
+def _env(file: str, *, masked: bool = False) -> dict[str, Any]:
+    if not masked:
+        return GDAL_ENV | environment(file)
+    # GDAL finds a mask by its name, among many others that need not be asked for.
+    ending = os.path.splitext(file)[1]
+    return GDAL_ENV | environment(file) | {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": f"{ending},.msk",
+    }  # fmt: skip
 
 
 def _check_complete(file: str, dataset: Any) -> None:
@@ -292,8 +367,3 @@ def _dtype(uri: str, dtypes: list[str]) -> np.dtype[Any]:
     if any("complex" in d for d in dtypes):
         raise InputError(f"{uri} holds complex numbers; give amplitude or intensity instead")
     return common_dtype(*dtypes)
-
-
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split()).rstrip(".")
