@@ -116,17 +116,33 @@ def plan(
     area: Area = None,
     box: Box = None,
     form: Form = None,
+    seams: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Find the overlap that changes less on borders: 0.1%.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what segmenting an image will take.
 
-    Tiles, blocks, memory, disk and time; writes nothing.
+    Tiles, blocks, memory, disk and time; writes nothing. --seams also predicts places on tile borders, with one overlap
+    after another.
     """
     parameters = _parameters([source], Path.cwd(), locals())
     from flows.stages import foresee
 
+    if seams is None:
+        facts = foresee(source, parameters)
+        print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
+        return
+    from flows.overlap import parse_share, plan_overlap
+
+    bound = parse_share(seams)
     facts = foresee(source, parameters)
-    print(json.dumps(facts, indent=1) if as_json else _aligned(facts))
+    found = plan_overlap(source, parameters, bound)
+    facts |= found.facts()
+    print(
+        json.dumps(facts | {"seams": found.to_json()}, indent=1) if as_json else f"{found.table()}\n\n{_aligned(facts)}"
+    )
+    found.refuse()
 
 
 @app.command()
@@ -202,7 +218,7 @@ def verify(
         for c in checks:
             print(f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}")
         if certificate is not None:
-            print(f"\n{certificate.table()}\n{certificate.layer}")
+            print(f"\n{certificate.table()}\n\n{_aligned(certificate.field.facts())}\n{certificate.layer}")
     if not all(c.passed for c in checks):
         raise typer.Exit(1)
 
@@ -279,6 +295,10 @@ def models(as_json: Json = False) -> None:
         print(f"{row['name']}\n{_aligned({k: v for k, v in row.items() if k != 'name'}, '  ')}")
 
 
+# Arguments of commands that are no parameters of a run.
+_NOT_TOLD = ("source", "sources", "output", "seams", "as_json")
+
+
 def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Parameters:
     """The options that were given, as the model of the first source's kind."""
     from pydantic import ValidationError
@@ -288,7 +308,7 @@ def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Pa
     from tiling.sources import is_volume
 
     kind = VolumeParameters if is_volume(sources[0]) else RegionParameters
-    given = {k: v for k, v in options.items() if v is not None and k not in ("source", "sources", "output", "as_json")}
+    given = {k: v for k, v in options.items() if v is not None and k not in _NOT_TOLD}
     if "bands" in given:
         given["bands"] = parse_bands(given["bands"])
     foreign = [k for k in given if k not in kind.model_fields]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from tiling import (
     Grid,
     InputError,
     Interval,
+    Oriented,
+    Place,
     Predict,
     Seam,
     SeamFigures,
@@ -35,9 +37,60 @@ from tiling import (
     seam_figures,
 )
 from tiling.formats import whole
+from tiling.predict import ras_order
+
+if TYPE_CHECKING:
+    from lmseg_core import Locality, Predictor
 
 # A third of them of each kind. More narrow the interval with their root, at a tile or five each.
 PLACES = 48
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """How far a network looks in an image's tiles, and how far an overlap lets it.
+
+    Attributes:
+        locality: in the image's order of axes.
+        half: pixels of half the overlap, an axis each; None where one tile spans the axis.
+    """
+
+    locality: Locality
+    tile: tuple[int, ...]
+    half: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, predict: Predict, grid: Grid) -> ReceptiveField:
+        """Probes the model's network in the grid's tiles."""
+        from lmseg_core import Locality, locality_of
+
+        order = ras_order(predict.affine)[0] if isinstance(predict, Oriented) else tuple(range(len(grid.axes)))
+        turned = locality_of(_model_of(predict), [grid.tile[axis] for axis in order])
+        place = [order.index(axis) for axis in range(len(order))]
+        extent, radius = (tuple(sides[i] for i in place) for sides in (turned.extent, turned.radius))
+        half = tuple(o / 2 if a.tiles > 1 else None for a, o in zip(grid.axes, grid.overlap, strict=True))
+        return cls(Locality(extent, radius, turned.everywhere), grid.tile, half)
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether half the overlap is as wide as the radius, on every axis that is cut."""
+        return all(h is None or h >= r for h, r in zip(self.half, self.locality.radius, strict=True))
+
+    def facts(self) -> dict[str, str]:
+        """For people: what it is, and what looks further."""
+        found = self.locality
+        whole_tile = any(e >= t // 2 for e, t in zip(found.extent, self.tile, strict=True))
+        extent = "all of it further than a tile" if whole_tile else f"all of it within {_by(found.extent)}"
+        half = _by(["-" if h is None else f"{h:g}" for h in self.half])
+        return {
+            "receptive field": f"99 % within {_by(found.radius)} pixels, {extent}; half the overlap, {half}, "
+            f"{'covers' if self.is_covered else 'does not cover'} the 99 %",
+            "layers that look everywhere": ", ".join(found.everywhere) or "none",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self.locality), "half_overlap": self.half, "covered": self.is_covered}
 
 
 @dataclass(frozen=True)
@@ -52,12 +105,13 @@ class Certificate:
 
     check: Check
     figures: dict[str, SeamFigures | None]
+    field: ReceptiveField
     layer: Path
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         figures = {name: None if f is None else asdict(f) for name, f in self.figures.items()}
-        return {**figures, "layer": str(self.layer)}
+        return {**figures, "receptive_field": self.field.to_json(), "layer": str(self.layer)}
 
     def table(self) -> str:
         """A line for each kind of border, for a terminal."""
@@ -91,16 +145,19 @@ def certify(run: Path, store: Store, count: int) -> Certificate:
             f"{parameters.model} is not the model that made {run}: its digest is another; "
             "put the old one back, or segment again with --fresh"
         )
-    seams = look(image, store.grid, predict, store.area, count)
-    return Certificate(_check(store, seams), _by_border(seams), _write_layer(store, seams, base))
+    seams = look(image, store.grid, predict, store.area, sample_places(image, store.grid, store.area, count))
+    field = ReceptiveField.of(predict, store.grid)
+    return Certificate(_check(store, seams), _by_border(seams), field, _write_layer(store, seams, base))
 
 
-def look(image: Source, grid: Grid, predict: Predict, area: Area, count: int) -> list[Seam]:
-    """A sample of the grid's borders, compared under a bar on standard error, where that is a terminal."""
-    places = sample_places(image, grid, area, count)
+def look(image: Source, grid: Grid, predict: Predict, area: Area, places: Sequence[Place]) -> list[Seam]:
+    """Compares places under a bar on standard error, where that is a terminal."""
+    from lmseg_core import stride_of
+
     console = Console(stderr=True)
     bar = track(places, "places", console=console, transient=True, disable=not console.is_terminal)
-    return [compare_place(image, grid, predict, area, place) for place in bar]
+    stride = stride_of(_model_of(predict))
+    return [compare_place(image, grid, predict, area, place, stride) for place in bar]
 
 
 def check_count(count: int | None) -> int:
@@ -119,6 +176,18 @@ def check_count(count: int | None) -> int:
 def shown_share(share: Interval) -> str:
     """A share of pixels with its interval."""
     return f"{share.value:.3%} [{share.low:.3%}, {share.high:.3%}]"
+
+
+def _model_of(predict: Predict) -> Predictor:
+    from lmseg_core import Predictor
+
+    model = predict.model if isinstance(predict, Oriented) else predict
+    assert isinstance(model, Predictor)
+    return model
+
+
+def _by(sides: Sequence[object]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lmseg_core.classes import SegmentClass
     from lmseg_core.config import LMSegConfig
     from lmseg_core.errors import ModelError
-    from lmseg_core.locality import Locality, locality_of, measure_locality
+    from lmseg_core.locality import Locality, locality_of, measure_locality, stride_of
     from lmseg_core.metrics import Confusion
     from lmseg_core.model import LMSegForSemanticSegmentation, LMSegOutput
     from lmseg_core.predictor import Predictor
@@ -41,6 +41,7 @@ __all__ = [
     "merge",
     "orthogonality",
     "save_adapter",
+    "stride_of",
     "update_rank",
 ]
 
@@ -64,6 +65,7 @@ _HOME = {
     "merge": "adapters",
     "orthogonality": "adapters",
     "save_adapter": "adapters",
+    "stride_of": "locality",
     "update_rank": "adapters",
 }
 

@@ -36,6 +36,11 @@ class Locality:
     everywhere: tuple[str, ...]
 
 
+def stride_of(predictor: Predictor) -> int:
+    """Input pixels of a position of the network's coarsest stage: moved by fewer, an image gets another answer."""
+    return int(predictor._network.config.multiple)
+
+
 def locality_of(predictor: Predictor, tile: Sequence[int]) -> Locality:
     """The locality of a predictor's network in tiles of this size, in the network's order of axes."""
     network = predictor._network  # the one that predicts, adapters merged, on its device

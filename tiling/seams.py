@@ -134,15 +134,19 @@ def block_borders(axis: Axis) -> tuple[int, ...]:
     return tuple(axis.block_range(i)[0] for i in range(1, axis.blocks))
 
 
-def compare_place(source: Source, grid: Grid, predict: Predict, area: Area, place: Place) -> Seam:
+def compare_place(source: Source, grid: Grid, predict: Predict, area: Area, place: Place, stride: int = 1) -> Seam:
     """The answer of a run round a place beside that of one tile centred on it, moved back at the image's edges.
+
+    Args:
+        stride: the coarsest step of the network. The centred tile begins whole strides from the grid's nearest one: a
+            network answers otherwise where its strides fall elsewhere on the pixels, which no overlap changes.
 
     Raises:
         InputError: where the source cannot be read.
         ValueError: where scores have another shape.
     """
     box = _around(grid, place) & area.box
-    centred = _centred(grid, place)
+    centred = _centred(grid, place, stride)
     tiles = [*grid.tiles(box), centred]
     reach = grid.reach(box) | centred
     pixels = source.read(reach)
@@ -253,6 +257,14 @@ def _around(grid: Grid, place: Place) -> Box:
     return Box(start, tuple(min(n, i + h) for i, h, n in zip(place.index, halves, grid.shape, strict=True)))
 
 
-def _centred(grid: Grid, place: Place) -> Box:
-    start = tuple(min(max(0, i - a.tile // 2), a.extent - a.tile) for i, a in zip(place.index, grid.axes, strict=True))
+def _centred(grid: Grid, place: Place, stride: int) -> Box:
+    start = tuple(_centred_start(a, i, stride) for a, i in zip(grid.axes, place.index, strict=True))
     return Box(start, tuple(s + t for s, t in zip(start, grid.tile, strict=True)))
+
+
+def _centred_start(axis: Axis, index: int, stride: int) -> int:
+    wanted, last = index - axis.tile // 2, axis.extent - axis.tile
+    own = (axis.tile_start(i) for i in axis.tiles_touching(index, index + 1))
+    nearest = min(own, key=lambda start: abs(start - wanted))
+    steps = round((wanted - nearest) / stride)
+    return min(max(0, nearest + steps * stride), last)

@@ -74,6 +74,10 @@ def test_a_raster_s_certificate_and_its_map(cli: Cli, wide: str, raster_model: s
         assert "Feature Count: 12" in seen
         assert "Geometry: Polygon" in seen
         assert "WGS 84" in seen
+    field = figures["receptive_field"]
+    assert field["half_overlap"] == [16, 16]
+    assert field["covered"] == (max(field["radius"]) <= 16)
+    assert field["everywhere"] == []
     # The same places again, and figures for a terminal.
     before = layer.read_bytes()
     code, out, _ = cli("verify", run, "--seams", "--places", 12)
@@ -81,6 +85,7 @@ def test_a_raster_s_certificate_and_its_map(cli: Cli, wide: str, raster_model: s
     assert layer.read_bytes() == before
     assert all(kind in out for kind in KINDS)
     assert str(layer) in out
+    assert "layers that look everywhere" in out
 
 
 def test_the_bundled_scene_in_part(cli: Cli, scene: Path, tmp_path: Path) -> None:
@@ -112,6 +117,26 @@ def test_a_volume_s_map_lies_on_its_labels(cli: Cli, brain: Path, volume_model: 
     assert 0 < np.count_nonzero(values) <= told["seams"]["all"]["pixels"]
     assert (values == 2).any() == (told["seams"]["all"]["changed"]["value"] > 0)
     assert told["seams"]["tile borders"]["places"] == 7
+    assert told["seams"]["receptive_field"]["half_overlap"] == [2, 2, 2]
+
+
+def test_layers_that_look_everywhere_are_named(cli: Cli, picture: str, tmp_path: Path) -> None:
+    from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
+
+    language = {
+        "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "vocab_size": 9,
+    }  # fmt: skip
+    config = LMSegConfig(
+        ndim=2, in_channels=3, widths=[4, 8], tile=[64, 64], id2label={0: "a", 1: "b"},
+        bridge="language", lm_config=language, lm_blocks=1,
+    )  # fmt: skip
+    LMSegForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    LMSegImageProcessor(mode="image").save_pretrained(tmp_path / "model")
+    run = _run(cli, picture, str(tmp_path / "model"), tmp_path / "out")
+    code, out, _ = cli("verify", run, "--seams", "--places", 2)
+    assert code == 0
+    assert "bridge.blocks.0.attention" in out
 
 
 def test_the_run_s_own_bands_are_read_again(cli: Cli, picture: str, raster_model: str, tmp_path: Path) -> None:

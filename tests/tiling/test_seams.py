@@ -146,6 +146,29 @@ def test_a_model_that_depends_on_the_place_in_its_tile_is_measured_as_whole_arra
     assert figures.largest == max(s.largest for s in seams)
 
 
+@dataclass(frozen=True)
+class Strided(Identity):
+    """Answers every fourth pixel for its neighbours, counted from its tile's corner."""
+
+    def __call__(self, batch: Any) -> Any:
+        return batch[..., ::4, ::4].repeat(4, axis=-2).repeat(4, axis=-1)[..., : self.tile[0], : self.tile[1]]
+
+
+def test_where_strides_fall_is_no_seam_where_tiles_agree_on_it():
+    """Tiles of 32 every 24 pixels, of an image that they fill: all on one grid of 4."""
+    grid = Grid.regular((32 + 5 * 24, 32 + 4 * 24), 32, 0.25)
+    source, predict = image_of(grid.shape), Strided(2, grid.tile)
+    area = Area(grid.area)
+    places = sample_places(source, grid, area, 20)
+    aligned = seam_figures([compare_place(source, grid, predict, area, p, stride=4) for p in places])
+    assert (aligned.changed.value, aligned.largest) == (0, 0)
+    assert seam_figures([compare_place(source, grid, predict, area, p) for p in places]).changed.value > 0.1
+    # Every 23 pixels they are not, and neighbours do differ.
+    uneven = Grid.regular(grid.shape, 32, 9 / 32)
+    seams = [compare_place(source, uneven, predict, area, p, stride=4) for p in sample_places(source, uneven, area, 20)]
+    assert seam_figures(seams).changed.value > 0.1
+
+
 @pytest.mark.parametrize("overlap", [0, 0.3, 0.7])
 @pytest.mark.parametrize(
     ("shape", "part"), [((90, 75), None), ((90, 75), Box((9, 20), (80, 75))), ((20, 24, 18), None)]
