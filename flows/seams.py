@@ -119,7 +119,7 @@ class Certificate:
         for name, f in self.figures.items():
             told = ["0", "0", "-", "-", "-"]
             if f is not None:
-                typical = f"{f.typical.value:.4f} [{f.typical.low:.4f}, {f.typical.high:.4f}]"
+                typical = f"{f.typical.value:.2g} [{f.typical.low:.2g}, {f.typical.high:.2g}]"
                 told = [str(f.places), str(f.pixels), shown_share(f.changed), f"{f.largest:.3f}", typical]
             rows.append([name, *told])
         return columns(rows)
