@@ -7,10 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -98,24 +99,28 @@ def run_blocks(
             executor = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="block"))
         waiting = iter(blocks)
         running: set[Future[BlockReport]] = set()
+        # Futures come here by themselves: `wait` would lock each of those in flight for every one that is done.
+        done: SimpleQueue[Future[BlockReport]] = SimpleQueue()
         failures: list[BlockError] = []
         try:
             while True:
                 for number in itertools.islice(waiting, _IN_FLIGHT - len(running)):
-                    running.add(executor.submit(compute_block, source, predict, store, number))
+                    future = executor.submit(compute_block, source, predict, store, number)
+                    running.add(future)
+                    future.add_done_callback(done.put)
                 if not running:
                     break
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    try:
-                        report = future.result()
-                    except BlockError as error:
-                        failures.append(error)
-                    else:
-                        if report.batch < predict.batch:
-                            _say_batch(source.uri, predict.batch, report.batch)
-                        if on_block is not None:
-                            on_block(report)
+                future = done.get()
+                running.remove(future)
+                try:
+                    report = future.result()
+                except BlockError as error:
+                    failures.append(error)
+                else:
+                    if report.batch < predict.batch:
+                        _say_batch(source.uri, predict.batch, report.batch)
+                    if on_block is not None:
+                        on_block(report)
                 check(store.path)
         finally:
             for future in running:
