@@ -165,13 +165,16 @@ def segment(
     probability: Annotated[bool, typer.Option("--probability", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the uncertainty.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say what held the device up.")] = False,
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""
-    parameters = _parameters(sources, output.resolve(), locals())
-    from flows.console import print_summary, segment_with_progress
+    parameters = _parameters(sources, output.resolve(), {k: v for k, v in locals().items() if k != "profile"})
+    from flows.console import print_profile, print_summary, segment_with_progress
 
     for report in segment_with_progress(parameters):
         print_summary(report.summary())
+        if profile:
+            print_profile(report.summary())
 
 
 @app.command()

@@ -53,7 +53,8 @@ def segment_with_progress(parameters: Parameters) -> Iterator[Report]:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Prints the classes of a report's summary with areas or volumes, and every file written."""
-    print(f"\n{summary['source']}: {summary['tiles']} tiles in {summary['blocks']} blocks")
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    print(f"\n{summary['source']}: {summary['tiles']} tiles in {summary['blocks']} blocks{skipped}")
     shares = [ClassShare(**c) for c in summary["classes"]]
     width = max(len(c.name) for c in shares)
     for c in shares:
@@ -64,6 +65,22 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"  note: {warning}")
     for file in summary["files"]:
         print(f"  {file}")
+
+
+_HELD = {
+    "network": "network",
+    "wait": "reading and decoding",
+    "move": "moving to the device",
+    "blend": "blending",
+    "hold": "encoding and writing",
+}
+
+
+def print_profile(summary: dict[str, Any]) -> None:
+    """Prints what the device's time went to, and the seconds of every stage."""
+    shares = summary["device"]
+    print("  device: " + ", ".join(f"{_HELD[step]} {shares[step]:.1%}" for step in _HELD if shares))
+    print("  seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary["seconds"].items()))
 
 
 def _bar() -> Progress:

@@ -13,7 +13,7 @@ from flows.cases import Case
 from lmseg_core.calibration import Reliability, fit_temperature, scaled
 from lmseg_core.surface import UNKNOWN
 from tiling import Box, Store
-from tiling.store import SCALE
+from tiling.answer import SCALE
 
 # What a stored zero stands for: at most half a step of the scale.
 _FLOOR = 0.5 / SCALE

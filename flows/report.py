@@ -37,8 +37,10 @@ class Report:
         parts: the files of the source and their channels; a missing one is `-` with none.
         nodata: pixels of the area without an answer.
         nonfinite: pixels among them that held NaN or infinity.
-        tiles: tiles predicted.
-        seconds: per stage; `read`, `wait`, `predict` and `write` are summed over blocks and overlap in time.
+        tiles: tiles predicted, of an unbroken run.
+        skipped: tiles of the grid that were not, for nothing in them is wanted.
+        seconds: per stage; those of blocks (`tiling.layout.STEPS`) are summed over blocks, and read and write overlap
+            with the others in time.
     """
 
     source: str
@@ -50,6 +52,7 @@ class Report:
     nodata: int
     nonfinite: int
     tiles: int
+    skipped: int
     blocks: int
     seconds: dict[str, float]
     warnings: tuple[str, ...]
@@ -86,11 +89,22 @@ class Report:
             int(pixels[k]),
             nonfinite,
             int(pixels[k + 2]),
+            store.grid.n_tiles - int(pixels[k + 2]),
             store.grid.n_blocks,
             dict(seconds),
             (*warnings, *notes),
             dumped,
         )
+
+    def device(self) -> dict[str, float]:
+        """What the device's time went to, as shares of their sum: the network, and what held it up.
+
+        `wait` is reading and decoding, `move` bringing the raw block to the device, `blend` sums, labels and their way
+        back, `hold` encoding and writing. Empty where nothing was computed.
+        """
+        spent = {step: self.seconds.get(step, 0.0) for step in ("wait", "move", "network", "blend", "hold")}
+        whole = sum(spent.values())
+        return {step: seconds / whole for step, seconds in spent.items()} if whole else {}
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -104,8 +118,10 @@ class Report:
             "nodata": self.nodata,
             "nonfinite": self.nonfinite,
             "tiles": self.tiles,
+            "skipped": self.skipped,
             "blocks": self.blocks,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+            "device": {k: round(v, 4) for k, v in self.device().items()},
             "warnings": list(self.warnings),
             "parameters": self.parameters,
             "versions": {name: version(name) for name in ("lmseg", "torch", "rasterio", "nibabel", "zarr")},

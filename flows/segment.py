@@ -31,7 +31,7 @@ from prefect.utilities.annotations import quote
 from flows import stages
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from lmseg_core.errors import ModelError
-from tiling import BlockError, InputError
+from tiling import BlockError, Grid, InputError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -131,7 +131,8 @@ def _prepare(parameters: Parameters) -> list[stages.Run]:
 def _segment(run: stages.Run, blocks: Sequence[int], executor: Executor, progress: _Progress) -> None:
     if task_run.run_count > 1:
         # A retry owes only what the lost attempt did not write.
-        blocks = sorted({*blocks} & {*stages.pending(run)})
+        left = {*stages.pending(run)}
+        blocks = [block for block in blocks if block in left]
     seconds: Counter[str] = Counter()
 
     def count(report: stages.BlockReport) -> None:
@@ -164,18 +165,19 @@ def _run(key: str, parameters: Parameters) -> list[dict[str, Any]] | State[Any]:
     return [report.summary() for report in reports]
 
 
-def split(todo: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+def split(runs: Sequence[tuple[Grid, Sequence[int]]]) -> list[list[list[int]]]:
     """The blocks of every source in groups for one task each; at least a minute of work where there is that much.
 
-    At most `_GROUPS` groups and one more a source.
+    At most `_GROUPS` groups and one more a source. Blocks of a group lie one below another as far as they do.
     """
-    size = max(_BLOCKS, math.ceil(sum(map(len, todo)) / _GROUPS))
-    return [[blocks[start : start + size] for start in range(0, len(blocks), size)] for blocks in todo]
+    size = max(_BLOCKS, math.ceil(sum(len(blocks) for _, blocks in runs) / _GROUPS))
+    ordered = [list(chain.from_iterable(grid.strips(blocks, size))) for grid, blocks in runs]
+    return [[blocks[start : start + size] for start in range(0, len(blocks), size)] for blocks in ordered]
 
 
 def _compute(key: str, runs: Sequence[stages.Run], executor: Executor) -> list[stages.Report]:
-    todo = [stages.pending(run) for run in runs]
-    progress = _Progress(key, sum(map(len, todo)))
+    todo = [(run.store.grid, stages.pending(run)) for run in runs]
+    progress = _Progress(key, sum(len(blocks) for _, blocks in todo))
     groups = [
         [_segment.submit(_as_is(run), blocks, _as_is(executor), _as_is(progress)) for blocks in parts]
         for run, parts in zip(runs, split(todo), strict=True)

@@ -21,7 +21,6 @@ from flows.report import Report, write_run_json
 from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
 from tiling.budget import check_room, choose_block
 from tiling.damage import mend
-from tiling.engine import THREADS
 from tiling.formats.nifti import check_length
 from tiling.lease import lease
 from tiling.predict import check_bands, check_kind, check_sources
@@ -30,6 +29,8 @@ from tiling.store import remove
 
 if TYPE_CHECKING:
     from lmseg_core import Predictor
+
+_CLUSTER = 8
 
 __all__ = ["BlockReport", "Report", "Run", "compute", "finish", "hold", "pending", "prepare", "workers"]
 
@@ -187,7 +188,10 @@ def compute(
         InputError: where the image cannot be read or the disk is full.
         BlockError: where the model fails on a block; the others are done then.
     """
-    tiling.run_blocks(run.image, run.predict, run.store, blocks, executor=executor, on_block=on_block)
+    told = run.parameters
+    # How many processes a cluster has is its own affair, and may change.
+    slots = _CLUSTER if told.cluster is not None else told.workers
+    tiling.run_blocks(run.image, run.predict, run.store, blocks, executor=executor, on_block=on_block, slots=slots)
 
 
 def finish(run: Run) -> Report:
@@ -231,7 +235,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         InputError: where the cluster does not answer.
     """
     if parameters.cluster is None and parameters.workers == 1:
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="block") as executor:
+        with ThreadPoolExecutor(1, thread_name_prefix="strip") as executor:
             yield executor
         return
     import dask
@@ -253,7 +257,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(
             n_workers=parameters.workers,
-            threads_per_worker=THREADS,
+            threads_per_worker=1,  # which reads and writes in threads of its own
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             # Dask's own limit counts what GDAL and torch keep for reuse as leaks; the plan keeps to --memory.

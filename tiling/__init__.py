@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tiling.budget import Plan, plan
     from tiling.checks import Check, verify
     from tiling.classes import Class, ClassTable
-    from tiling.engine import BlockReport, run_blocks, segment
+    from tiling.engine import run_blocks, segment
     from tiling.errors import BlockError, InputError, OutputError
     from tiling.formats import export
     from tiling.grid import Axis, Grid
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tiling.sources.array import ArraySource
     from tiling.space import Space
     from tiling.store import Store, create, open_store
+    from tiling.strip import BlockReport
 
 _MODULES = {
     "area": ("Area", "area_of_bounds", "area_of_box", "area_of_geojson"),
@@ -30,7 +31,7 @@ _MODULES = {
     "budget": ("Plan", "plan"),
     "checks": ("Check", "verify"),
     "classes": ("Class", "ClassTable"),
-    "engine": ("BlockReport", "run_blocks", "segment"),
+    "engine": ("run_blocks", "segment"),
     "errors": ("BlockError", "InputError", "OutputError"),
     "formats": ("export",),
     "grid": ("Axis", "Grid"),
@@ -41,6 +42,7 @@ _MODULES = {
     "sources.array": ("ArraySource",),
     "space": ("Space",),
     "store": ("Store", "create", "open_store"),
+    "strip": ("BlockReport",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

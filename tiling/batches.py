@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ def fitting_batch(predict: Predict, tile: tuple[int, ...]) -> int:
 
 
 def predicted(
-    predict: Predict, placed: Array, reach: Box, tiles: list[Box], n_classes: int
+    predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int
 ) -> Iterator[tuple[Box, Array]]:
     """Scores of each tile, in order; the network always sees batches of one size.
 
-    Where the device runs out of memory the batch is halved, for the rest of the process.
+    While a batch is being used the next one is under way. Where the device runs out of memory the batch is halved, for
+    the rest of the process.
 
     Args:
         placed: (C, *reach) on the device.
@@ -38,13 +40,29 @@ def predicted(
     Raises:
         ValueError: where scores have another shape.
     """
+    with ThreadPoolExecutor(1, thread_name_prefix="network") as network:
+
+        def begin(first: int) -> Future[tuple[Sequence[Box], Array]]:
+            return network.submit(_score, predict, placed, reach, tiles[first:], n_classes)
+
+        coming, first = begin(0) if tiles else None, 0
+        while coming is not None:
+            batch, scores = coming.result()
+            first += len(batch)
+            coming = begin(first) if first < len(tiles) else None
+            yield from zip(batch, scores, strict=False)
+
+
+def _score(
+    predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int
+) -> tuple[Sequence[Box], Array]:
+    """The first batch of some tiles, and its scores."""
     xp = array_namespace(placed)
     tile = tiles[0].shape
-    first = 0
-    while first < len(tiles):
+    while True:
         size = fitting_batch(predict, tile)
-        batch = tiles[first : first + size]
-        filled = batch + batch[-1:] * (size - len(batch))
+        batch = tiles[:size]
+        filled = [*batch, *[batch[-1]] * (size - len(batch))]
         try:
             scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
         except Exception as error:
@@ -59,8 +77,7 @@ def predicted(
         if str(device(scores)) == "cpu":
             # numpy adds and compares faster than torch, and looks at the same memory.
             scores = host(xp.astype(scores, xp.float32, copy=False))
-        yield from zip(batch, scores, strict=False)
-        first += size
+        return batch, scores
 
 
 def is_out_of_memory(error: BaseException) -> bool:

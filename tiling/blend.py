@@ -15,57 +15,82 @@ from numpy.typing import NDArray
 from tiling.box import Box
 from tiling.predict import Array
 
+# (slab box, weighted sum (K, *slab), weights (*slab))
+Slab = tuple[Box, Array, Array]
 
-def blend(
-    block: Box, predicted: Iterable[tuple[Box, Array]], window: NDArray[np.float32]
-) -> Iterator[tuple[Box, Array, Array]]:
-    """Weighted sums of tile scores over a block, given out as soon as no further tile touches them.
 
-    Only one tile's height of the block is held, whatever the block's. Each pixel sums its tiles in the order they come,
-    which is the grid's, so the sum is the same to the last bit in every block that holds the pixel.
+class Field:
+    """Weighted sums of tile scores over a box, of which one tile's height is held, whatever the box's.
+
+    Each pixel sums its tiles in the order they come, which is the grid's, so the sum is the same to the last bit in
+    every box that holds the pixel.
 
     Args:
-        block: what is wanted, in image indices.
+        box: what is wanted, in image indices.
+        window: weights of a tile.
+    """
+
+    def __init__(self, box: Box, window: NDArray[np.float32]) -> None:
+        self._box = box
+        self._window = window
+        self._weights: Array = None
+        self._total: Array = None
+        self._weight: Array = None
+        self._top = 0  # the first row that is held
+        self._done = box.start[0]  # rows before it were given out
+
+    def add(self, tile: Box, scores: Array) -> None:
+        """Adds the scores (K, *tile) of the next tile in C order; rows above it are no longer held."""
+        if self._total is None:
+            self._begin(tile.start[0], scores)
+        elif tile.start[0] > self._top:
+            _advance(self._total, tile.start[0] - self._top, axis=1)
+            _advance(self._weight, tile.start[0] - self._top, axis=0)
+            self._top = tile.start[0]
+        part = tile & self._box
+        inside = part.relative(tile.start).slices
+        here = part.relative((self._top, *self._box.start[1:])).slices
+        self._total[(slice(None), *here)] += scores[(slice(None), *inside)] * self._weights[inside]
+        self._weight[here] += self._weights[inside]
+
+    def upto(self, row: int) -> Iterator[Slab]:
+        """Gives out the rows before `row` that were not yet; no tile to come may touch them.
+
+        Their arrays are reused by the next `add`.
+        """
+        if self._total is None:
+            return
+        first = max(self._done, self._top)
+        last = min(row, self._top + self._weight.shape[0], self._box.stop[0])
+        if first < last:
+            self._done = last
+            rows = slice(first - self._top, last - self._top)
+            slab = Box((first, *self._box.start[1:]), (last, *self._box.stop[1:]))
+            yield slab, self._total[:, rows], self._weight[rows]
+
+    def _begin(self, top: int, scores: Array) -> None:
+        xp: Any = array_namespace(scores)
+        self._weights = xp.asarray(np.array(self._window), device=device(scores))
+        # Half precision has no room for sums of weighted scores.
+        dtype = xp.result_type(scores.dtype, self._weights.dtype)
+        shape = (self._window.shape[0], *self._box.shape[1:])
+        self._total = xp.zeros((scores.shape[0], *shape), dtype=dtype, device=device(scores))
+        self._weight = xp.zeros(shape, dtype=dtype, device=device(scores))
+        self._top = top
+
+
+def blend(block: Box, predicted: Iterable[tuple[Box, Array]], window: NDArray[np.float32]) -> Iterator[Slab]:
+    """The field of a block, given out as soon as no further tile touches it, front to back.
+
+    Args:
         predicted: (tile box, scores (K, *tile)) in C order of the boxes.
         window: weights of a tile.
-
-    Yields:
-        (slab box, weighted sum (K, *slab), weights (*slab)), front to back; the arrays are reused after the next step.
     """
-    total: Array = None
-    weight: Array = None
-    xp: Any = None
-    weights: Array = None
-    top = 0
+    field = Field(block, window)
     for tile, scores in predicted:
-        if total is None:
-            xp = array_namespace(scores)
-            weights = xp.asarray(np.array(window), device=device(scores))
-            # Half precision has no room for sums of weighted scores.
-            dtype = xp.result_type(scores.dtype, weights.dtype)
-            shape = (window.shape[0], *block.shape[1:])
-            total = xp.zeros((scores.shape[0], *shape), dtype=dtype, device=device(scores))
-            weight = xp.zeros(shape, dtype=dtype, device=device(scores))
-            top = tile.start[0]
-        elif tile.start[0] > top:
-            yield from _finished(block, total, weight, top, tile.start[0])
-            _advance(total, tile.start[0] - top, axis=1)
-            _advance(weight, tile.start[0] - top, axis=0)
-            top = tile.start[0]
-        part = tile & block
-        inside = part.relative(tile.start).slices
-        here = part.relative((top, *block.start[1:])).slices
-        total[(slice(None), *here)] += scores[(slice(None), *inside)] * weights[inside]
-        weight[here] += weights[inside]
-    if total is not None:
-        yield from _finished(block, total, weight, top, block.stop[0])
-
-
-def _finished(block: Box, total: Array, weight: Array, top: int, bottom: int) -> Iterator[tuple[Box, Array, Array]]:
-    slab = Box((top, *block.start[1:]), (min(bottom, top + weight.shape[0]), *block.stop[1:])) & block
-    if slab.size:
-        rows = slice(slab.start[0] - top, slab.stop[0] - top)
-        yield slab, total[:, rows], weight[rows]
+        yield from field.upto(tile.start[0])
+        field.add(tile, scores)
+    yield from field.upto(block.stop[0])
 
 
 def _advance(array: Array, step: int, axis: int) -> None:

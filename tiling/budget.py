@@ -13,18 +13,19 @@ import numpy as np
 from array_api_compat import array_namespace, to_device
 
 from tiling.area import Area
-from tiling.engine import THREADS
 from tiling.errors import InputError
 from tiling.grid import Grid
 from tiling.layout import CHUNK
 from tiling.predict import Predict
 from tiling.sources import Source
+from tiling.strip import IN_HAND
 
 # Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is GDAL's cache.
 BASE = 432 * 2**20
-# Sides of the block at the default memory; more memory multiplies them. In 2D tall, for the sums that are held of a
-# block grow with its width alone; in 3D flat, for two blocks of raw voxels weigh more than the sums.
-_BLOCK = {2: (4096, 3072), 3: (128, 256, 256)}
+# Sides of the block at the default memory; more memory makes them longer, but for the first. Blocks are flat, for tiles
+# are computed twice only on borders across the other axes, and of the first only one tile's side is held as sums.
+_BLOCK = {2: (1024, 6144), 3: (64, 512, 512)}
+_WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
 
 
@@ -91,7 +92,7 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
 
 
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
-    """Bytes that blocks in flight hold in a process: one is predicted, the other read or written."""
+    """Bytes that blocks in flight hold in a process: one is read, one predicted, one written."""
     reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
     raw = reach * source.channels * source.dtype.itemsize
     # One tile's height of the block: scores and weights, then labels as int64 and as they are.
@@ -100,7 +101,7 @@ def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, 
     if outputs:
         rolling += 12 * n_classes * grid.tile[0] * math.prod(grid.block[1:])
     maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    return THREADS * (raw + maps * math.prod(grid.block)) + rolling
+    return IN_HAND * (raw + maps * math.prod(grid.block)) + rolling
 
 
 def choose_block(
@@ -115,15 +116,19 @@ def choose_block(
 ) -> Grid:
     """The grid with the largest blocks that fit `memory` bytes.
 
-    The block does not depend on the image, nor then does the memory that a run takes.
+    The block does not grow with the image, nor then does the memory that a run takes.
 
     Raises:
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, usual = CHUNK[len(shape)], _BLOCK[len(shape)]
+    chunk, (down, *across) = CHUNK[len(shape)], _BLOCK[len(shape)]
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
-        block = tuple(max(chunk, side * eighths // 8 // chunk * chunk) for side in usual)
+        sides = (down * min(eighths, 8), *(side * eighths for side in across))
+        block = tuple(
+            whole if eighths >= 8 and whole <= side / 8 * _WHOLE else max(chunk, side // 8 // chunk * chunk)
+            for side, whole in zip(sides, area.box.shape, strict=True)
+        )
         grid = Grid.regular(shape, tile, overlap, block, area.box)
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:

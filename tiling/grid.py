@@ -7,7 +7,7 @@ pixel's label does not depend on the block, the worker or the area that was aske
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -138,8 +138,10 @@ class Grid:
 
     @property
     def n_tiles(self) -> int:
-        """Tiles that are predicted, those on block borders once a block."""
-        return math.prod(sum(len(a.tiles_touching(*a.block_range(i))) for i in range(a.blocks)) for a in self.axes)
+        """Tiles that are predicted: each once, and once more for each further strip of blocks that it touches."""
+        down, *across = self.axes
+        columns = (sum(len(a.tiles_touching(*a.block_range(i))) for i in range(a.blocks)) for a in across)
+        return len(down.tiles_touching(down.start, down.stop)) * math.prod(columns)
 
     def blocks(self) -> Iterator[Box]:
         """Every block's box, in C order."""
@@ -155,6 +157,17 @@ class Grid:
             index.append(i)
         ranges = [a.block_range(i) for a, i in zip(self.axes, reversed(index), strict=True)]
         return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
+
+    def strips(self, numbers: Iterable[int], longest: int) -> list[list[int]]:
+        """Blocks parted into strips: each block the one below the last along the first axis, at most `longest`."""
+        columns = math.prod(a.blocks for a in self.axes[1:])
+        strips: list[list[int]] = []
+        for number in sorted(numbers, key=lambda n: (n % columns, n)):
+            if strips and number == strips[-1][-1] + columns and len(strips[-1]) < longest:
+                strips[-1].append(number)
+            else:
+                strips.append([number])
+        return strips
 
     def tiles(self, block: Box) -> Iterator[Box]:
         """The boxes of all tiles that touch `block`, in C order, whole."""

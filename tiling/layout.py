@@ -13,6 +13,9 @@ from tiling.grid import Grid
 from tiling.space import Space
 
 CHUNK = {2: 512, 3: 64}
+# Where the time of a block goes. Reading and writing have threads of their own; in the others the device has no other
+# work: it waits for what is read, takes the raw block, scores, blends, and waits for the block before to be written.
+STEPS = ("read", "wait", "move", "network", "blend", "hold", "write")
 _SHARD = 4  # chunks a side, in 3D: GDAL before 3.13 cannot open sharded rasters
 
 
@@ -60,7 +63,8 @@ def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs
         )
     width = len(table) + 3
     group.create_array("counts", shape=(grid.n_blocks, width), dtype="int64", chunks=(1, width), fill_value=0)
-    group.create_array("seconds", shape=(grid.n_blocks, 4), dtype="float64", chunks=(1, 4), fill_value=0)
+    steps = len(STEPS)
+    group.create_array("seconds", shape=(grid.n_blocks, steps), dtype="float64", chunks=(1, steps), fill_value=0)
     sums = 1 + len(outputs) + 2
     group.create_array("checksums", shape=(grid.n_blocks, sums), dtype="uint32", chunks=(1, sums), fill_value=0)
     group.create_array("manifest", shape=(grid.n_blocks, 32), dtype="uint8", chunks=(1, 32), fill_value=0)

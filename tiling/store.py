@@ -1,7 +1,7 @@
 """One Zarr v3 group a run: the label map, what else was asked for, and a record of what is done.
 
 `labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), `counts` (blocks, K + 3), `seconds`
-(blocks, 4), `checksums` (blocks, maps + 2) and `manifest` (blocks, 32): the digest of everything a block's answer
+(blocks, 7), `checksums` (blocks, maps + 2) and `manifest` (blocks, 32): the digest of everything a block's answer
 depends on, written last. A block is pending while its digest differs; that is the whole of resuming.
 """
 
@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from tiling.answer import Answer
 from tiling.area import Area
 from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
 from tiling.grid import Axis, Grid
-from tiling.layout import make_arrays
+from tiling.layout import STEPS, make_arrays
 from tiling.lease import lease
 from tiling.predict import Predict
 from tiling.sources import Source
@@ -36,17 +37,7 @@ from tiling.space import Space
 from tiling.stamp import Stamp, stamp_of
 
 # Goes up when the same input, model and settings would give another answer.
-ENGINE = 1
-STEPS = ("read", "wait", "predict", "write")
-SCALE = 254  # uint8 value of probability 1; 255 is nodata
-
-
-class Answer(NamedTuple):
-    """A block's result: labels (*S); probability uint8 (K, *S) and uncertainty uint8 (*S) where asked for."""
-
-    labels: NDArray[Any]
-    probability: NDArray[np.uint8] | None
-    uncertainty: NDArray[np.uint8] | None
+ENGINE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +86,23 @@ class Store:
         """What the answer of a block depends on, as 32 bytes."""
         return hashlib.sha256(f"{self.identity} {block}".encode()).digest()
 
+    def check(self) -> None:
+        """Looks whether the store on disk is still this one: a worker may outlive its run, and meet the next one's.
+
+        Raises:
+            InputError: where it is not.
+        """
+        attributes = _attributes(Path(self.path))
+        if attributes is None or _identity(attributes) != self.identity:
+            raise InputError(f"{self.path} was deleted or replaced while this run was writing it; run again")
+
     def write(self, number: int, answer: Answer) -> None:
         """Stores a block's answer. Nobody else writes its chunks, so a second time does no harm.
 
         Raises:
             InputError: where another run has replaced the store since it was opened.
         """
-        attributes = _attributes(Path(self.path))
-        # A worker may outlive its run, and end a block when another model's run has begun here.
-        if attributes is None or _identity(attributes) != self.identity:
-            raise InputError(f"{self.path} was deleted or replaced while this run was writing it; run again")
+        self.check()
         block = self.grid.block_box(number)
         here = block.relative(self.area.box.start).slices
         self.array("labels")[here] = answer.labels
@@ -118,7 +116,7 @@ class Store:
 
         Args:
             counts: (K + 3): pixels of each class, without an answer, and not finite; tiles predicted.
-            seconds: (4): spent in each of `STEPS`.
+            seconds: (7): spent in each of `STEPS`.
         """
         row = np.array(counts, np.int64)
         self.array("counts")[number] = row
@@ -170,6 +168,16 @@ class Store:
         """(blocks): whether each block's answer is there."""
         recorded = zip(self.rows("manifest"), self.grid.blocks(), strict=True)
         return np.array([row.tobytes() == self.digest(box) for row, box in recorded], bool)
+
+    def is_done(self, number: int) -> bool:
+        """Whether one block's answer is there."""
+        try:
+            row = np.asarray(self.array("manifest")[number])
+        except OSError:
+            raise
+        except Exception:  # each codec has its own
+            return False
+        return row.tobytes() == self.digest(self.grid.block_box(number))
 
     def pending(self) -> list[int]:
         """Numbers of the blocks that are not done."""

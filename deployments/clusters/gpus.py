@@ -31,8 +31,8 @@ if __name__ == "__main__":
             "cls": Nanny,
             "options": {
                 "host": told.host,
-                # One thread computes while the others read the next block and write the last.
-                "nthreads": 3,
+                # A task reads and writes in threads of its own.
+                "nthreads": 1,
                 "memory_limit": told.memory,
                 "env": {"CUDA_VISIBLE_DEVICES": name},
             },

@@ -20,8 +20,8 @@ if __name__ == "__main__":
             # None would still bind 8787 on every interface.
             dashboard_address="127.0.0.1:0",
             n_workers=told.workers,
-            # One thread reads the next block and one writes the last while the third computes.
-            threads_per_worker=3,
+            # A task reads and writes in threads of its own.
+            threads_per_worker=1,
             memory_limit=told.memory,
         ) as cluster,
     ):

@@ -19,8 +19,9 @@ if __name__ == "__main__":
     with (
         suppress(KeyboardInterrupt),
         SLURMCluster(
-            # One thread computes while the others read the next block and write the last.
-            cores=3,
+            # One task a process, which reads and writes in threads of its own.
+            cores=1,
+            job_cpu=3,
             processes=1,
             memory="16GiB",
             walltime=told.time,

@@ -25,7 +25,7 @@ import tiling
 from tests.tiling.predictors import Mixing
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
 from tiling import ArraySource, Box, Grid
-from tiling.engine import THREADS
+from tiling.strip import IN_HAND
 
 # Forked from a process that has loaded torch, a run starts in a moment, and most kills meet it at work.
 FORKS = multiprocessing.get_context("forkserver")
@@ -49,16 +49,16 @@ def lines(log: Path) -> list[str]:
 def _lmseg(arguments: list[str], log: str) -> None:
     """`lmseg ARGUMENTS` in a process group of its own; each block that is begun is a line of `log`."""
     os.setsid()
-    import tiling.engine
+    import tiling.strip
     from flows.cli import main
 
-    compute = tiling.engine.compute_block
+    answer = tiling.strip._Column.answer
 
-    def noted(source: Any, predict: Any, store: Any, number: int) -> Any:
-        note(log, number)
-        return compute(source, predict, store, number)
+    def noted(self: Any, block: Any) -> Any:
+        note(log, block.number)
+        return answer(self, block)
 
-    tiling.engine.compute_block = noted
+    tiling.strip._Column.answer = noted  # type: ignore[method-assign]
     sys.argv = ["lmseg", *arguments]
     with open(f"{log}.err", "a") as errors:
         sys.stdout = sys.stderr = errors
@@ -76,7 +76,7 @@ def start(folder: Path, log: Path, wide: str, model: str) -> BaseProcess:
         "--overlap",
         "0",
         "--memory",
-        "460MiB",
+        "441MiB",
         "-o",
         str(folder),
     ]
@@ -135,7 +135,7 @@ def test_a_killed_command_goes_on_where_it_was(kills: int, wide: str, raster_mod
             assert not done & {*begun_now}, "a block that was done is done again"
             assert done <= after, "a block that was done is lost"
             again = {*begun_now} - after
-            assert len(again) <= THREADS
+            assert len(again) <= IN_HAND
             lost += len(again)
             if ended:
                 break
@@ -175,7 +175,7 @@ def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Pa
         # As the command line has it.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(
-            n_workers=2, threads_per_worker=THREADS, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            n_workers=2, threads_per_worker=IN_HAND, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -206,6 +206,6 @@ def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Pa
             assert same(maps(store), expected)
             assert all(c.passed for c in tiling.verify(store, None) if c.name != "source geometry")
             more = len(lines(log)) - grid.n_blocks
-            assert 0 <= more <= len(hit) * 2 * THREADS
+            assert 0 <= more <= len(hit) * 2 * IN_HAND
             killed, runs, begun = killed + len(hit), runs + 1, begun + more
     print(f"{killed} workers killed in {runs} runs: {begun} blocks begun again")

@@ -145,7 +145,7 @@ def test_cluster_file_starts(script: list[str], environment: dict[str, str], nam
             client.wait_for_workers(2, timeout=PATIENCE)
             seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
             assert sorted(seen.values(), key=str) == names
-            assert set(client.nthreads().values()) == {3}
+            assert set(client.nthreads().values()) == {1}
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
     finally:

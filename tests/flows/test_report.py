@@ -51,4 +51,4 @@ def test_the_markdown_page_links_to_every_file(raster_model: str, tmp_path: Path
     for file in report.files:
         assert f"({file.as_uri()})" in page
         assert file.is_file()
-    assert "| predict |" in page
+    assert "| network |" in page

@@ -89,7 +89,8 @@ def test_a_plan_counts_tiles_blocks_and_what_is_computed_twice():
     assert (figures.tiles, figures.blocks) == (grid.n_tiles, grid.n_blocks)
     assert (figures.tile, figures.block) == ((32, 32), (150, 150))
     once = Grid.regular((400, 300), 32, 0.25).n_tiles
-    assert figures.recomputed == pytest.approx(sum(1 for b in grid.blocks() for _ in grid.tiles(b)) / once - 1)
+    assert grid.n_tiles > once
+    assert figures.recomputed == pytest.approx(grid.n_tiles / once - 1)
     assert figures.memory >= BASE + block_bytes(source, grid, 2)
     assert figures.disk >= 400 * 300
     assert figures.seconds > 0

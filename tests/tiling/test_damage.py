@@ -102,7 +102,7 @@ def test_damaged_seconds_cost_nothing(finished, tmp_path):
     store = tiling.open_store(tmp_path / "a.zarr")
     harm(tmp_path / "a.zarr" / "seconds" / "c" / "1" / "0", "truncated")
     assert all(c.passed for c in tiling.verify(store, source))
-    assert 0 < store.seconds()["predict"] < whole.seconds()["predict"]
+    assert 0 < store.seconds()["network"] < whole.seconds()["network"]
 
 
 def test_reading_what_is_damaged_is_one_line(finished, tmp_path):

@@ -194,7 +194,7 @@ def test_reports_tell_what_was_done(tmp_path):
     assert sorted(r.block for r in reports) == list(range(grid.n_blocks))
     assert sum(r.tiles for r in reports) == grid.n_tiles
     for report in islice(reports, 3):
-        assert set(report.seconds) == {"read", "wait", "predict", "write"}
+        assert set(report.seconds) == {"read", "wait", "move", "network", "blend", "hold", "write"}
         assert all(s >= 0 for s in report.seconds.values())
     for step, total in store.seconds().items():
         assert np.isclose(total, sum(r.seconds[step] for r in reports))

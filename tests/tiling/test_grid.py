@@ -1,5 +1,7 @@
 """The grid against brute force."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,8 +95,28 @@ def test_reach_is_the_box_around_the_tiles_of_a_block(grid):
 
 
 @given(grids())
-def test_the_number_of_tiles_counts_each_once_for_every_block_it_touches(grid):
-    assert grid.n_tiles == sum(1 for block in grid.blocks() for _ in grid.tiles(block))
+def test_the_number_of_tiles_counts_each_once_for_every_strip_it_touches(grid):
+    strips = grid.strips(range(grid.n_blocks), grid.n_blocks)
+    assert len(strips) * grid.axes[0].blocks == grid.n_blocks
+    boxes = [[grid.block_box(number) for number in strip] for strip in strips]
+    assert grid.n_tiles == sum(len({tile for block in strip for tile in grid.tiles(block)}) for strip in boxes)
+
+
+@given(grids(), st.data())
+def test_strips_part_blocks_into_those_one_below_another(grid, data):
+    numbers = data.draw(st.lists(st.integers(0, grid.n_blocks - 1), unique=True))
+    longest = data.draw(st.integers(1, 4))
+    strips = grid.strips(numbers, longest)
+    assert sorted(number for strip in strips for number in strip) == sorted(numbers)
+    for strip in strips:
+        assert 1 <= len(strip) <= longest
+        for above, below in pairwise(map(grid.block_box, strip)):
+            assert above.stop[0] == below.start[0]
+            assert above.start[1:] == below.start[1:]
+    # None could go on with another but for its length.
+    ends = {grid.block_box(strip[-1]) for strip in strips if len(strip) < longest}
+    begins = [grid.block_box(strip[0]) for strip in strips]
+    assert not any(a.stop[0] == b.start[0] and a.start[1:] == b.start[1:] for a in ends for b in begins)
 
 
 @given(grids(), st.data())

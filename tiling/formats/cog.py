@@ -15,11 +15,12 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from tiling.answer import SCALE
 from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
 from tiling.sources.raster import GDAL_ENV, open_raster
-from tiling.store import SCALE, Store
+from tiling.store import Store
 
 _TILE = 512
 _ROWS = 2048

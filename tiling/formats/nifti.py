@@ -12,11 +12,12 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.answer import SCALE
 from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
 from tiling.space import Space
-from tiling.store import SCALE, Store
+from tiling.store import Store
 
 _SLAB = 64
 _LONGEST = 32767
