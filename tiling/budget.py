@@ -24,7 +24,7 @@ from tiling.strip import IN_HAND
 BASE = 432 * 2**20
 # Sides of the block at the default memory; more memory makes them longer, but for the first. Blocks are flat, for tiles
 # are computed twice only on borders across the other axes, and of the first only one tile's side is held as sums.
-_BLOCK = {2: (1024, 6144), 3: (64, 512, 512)}
+_BLOCK = {2: (1024, 6144), 3: (64, 1024, 512)}
 _WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
 
