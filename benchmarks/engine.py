@@ -1,6 +1,6 @@
 """lmseg beside the bare network and the usual ways to run one over an image: wall, rate and peak memory.
 
-    python benchmarks/engine.py [--side 4096] [--depth 256] [--runs 5] [--cost tiny] [--rows ...] [--scratch DIR]
+    python benchmarks/engine.py [--side 4096] [--depth 256] [--runs 5] [--preset tiny] [--rows ...] [--scratch DIR]
 
 Every row reads the same file, runs the same random network on tiles of the same size and overlap, and ends with labels.
 Each run is a process of its own, of which loading and a warm-up are not timed; rows alternate, figures are medians.
@@ -31,18 +31,14 @@ import numpy as np
 OVERLAP = 0.25
 RESULTS = Path(__file__).with_suffix(".json")
 TILE = {2: (256, 256), 3: (64, 64, 64)}
-# Channels of the network's levels; the large one takes ten times as long.
-WIDTHS = {
-    "tiny": {2: [8, 16, 32, 64], 3: [8, 16, 32, 64]},
-    "large": {2: [32, 64, 128, 256], 3: [28, 56, 112, 224]},
-}
+PRESETS = ("tiny", "small", "base")
 CLASSES = 4
 
 
 # --- inputs ---
 
 
-def write_inputs(folder: Path, side: int, depth: int, cost: str) -> None:
+def write_inputs(folder: Path, side: int, depth: int, preset: str) -> None:
     """A tiled GeoTIFF, a NIfTI volume and a network for each, with random weights and fixed statistics."""
     import nibabel
     import rasterio
@@ -65,9 +61,7 @@ def write_inputs(folder: Path, side: int, depth: int, cost: str) -> None:
     for ndim, channels in ((2, 3), (3, 1)):
         torch.manual_seed(0)
         names = {i: f"class {i}" for i in range(CLASSES)}
-        config = LMSegConfig(
-            ndim=ndim, in_channels=channels, widths=WIDTHS[cost][ndim], tile=list(TILE[ndim]), id2label=names
-        )
+        config = LMSegConfig.preset(preset, ndim, in_channels=channels, tile=list(TILE[ndim]), id2label=names)
         LMSegForSemanticSegmentation(config).save_pretrained(folder / f"model{ndim}")
         LMSegImageProcessor(mode="fixed", image_mean=[128.0] * channels, image_std=[70.0] * channels).save_pretrained(
             folder / f"model{ndim}"
@@ -240,7 +234,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--depth", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--cost", choices=sorted(WIDTHS), default="tiny")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--ndim", nargs="+", type=int, choices=(2, 3), default=[2, 3])
     parser.add_argument("--scratch", type=Path)
@@ -252,7 +246,7 @@ def main() -> None:
         return
     entries = []
     with tempfile.TemporaryDirectory(dir=told.scratch) as name:
-        write_inputs(Path(name), told.side, told.depth, told.cost)
+        write_inputs(Path(name), told.side, told.depth, told.preset)
         for ndim in told.ndim:
             runs: dict[str, list[dict[str, Any]]] = {row: [] for row in told.rows}
             for _ in range(told.runs):
@@ -277,14 +271,14 @@ def entry(told: argparse.Namespace, ndim: int, runs: dict[str, list[dict[str, An
     }
     size = (told.side,) * 2 if ndim == 2 else (told.depth,) * 3
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"size": size, "cost": told.cost, "runs": told.runs, "machine": machine, "rows": rows}
+    return {"size": size, "preset": told.preset, "runs": told.runs, "machine": machine, "rows": rows}
 
 
 def table(found: dict[str, Any]) -> str:
     """One table, walls also as multiples of the first row's."""
     size, rows = found["size"], found["rows"]
     first = next(iter(rows.values()))["wall"]
-    lines = [f"\n{' x '.join(map(str, size))}, {found['cost']} network, {found['machine']}, {found['runs']} runs", ""]
+    lines = [f"\n{' x '.join(map(str, size))}, preset {found['preset']}, {found['machine']}, {found['runs']} runs", ""]
     lines += [f"| row | wall | of {next(iter(rows))} | Mpixel/s | peak |", "| --- | ---: | ---: | ---: | ---: |"]
     for row, figures in rows.items():
         rate = np.prod(size) / figures["wall"] / 1e6

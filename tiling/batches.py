@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -28,8 +29,8 @@ def predicted(
 ) -> Iterator[tuple[Box, Array]]:
     """Scores of each tile, in order; the network always sees batches of one size.
 
-    While a batch is being used the next one is under way. Where the device runs out of memory the batch is halved, for
-    the rest of the process.
+    While a batch is being used the next one is under way, and on a CPU one more, which its cores go on to one by one.
+    Where the device runs out of memory the batch is halved, for the rest of the process.
 
     Args:
         placed: (C, *reach) on the device.
@@ -40,28 +41,28 @@ def predicted(
     Raises:
         ValueError: where scores have another shape.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="network") as network:
-
-        def begin(first: int) -> Future[tuple[Sequence[Box], Array]]:
-            return network.submit(_score, predict, placed, reach, tiles[first:], n_classes)
-
-        coming, first = begin(0) if tiles else None, 0
-        while coming is not None:
-            batch, scores = coming.result()
-            first += len(batch)
-            coming = begin(first) if first < len(tiles) else None
-            yield from zip(batch, scores, strict=False)
+    ahead = 2 if str(device(placed)) == "cpu" else 1
+    coming: deque[Future[list[tuple[Box, Array]]]] = deque()
+    left = deque(tiles)
+    with ThreadPoolExecutor(ahead, thread_name_prefix="network") as network:
+        while left or coming:
+            while left and len(coming) <= ahead:
+                size = min(fitting_batch(predict, left[0].shape), len(left))
+                batch = [left.popleft() for _ in range(size)]
+                coming.append(network.submit(_score, predict, placed, reach, batch, n_classes))
+            yield from coming.popleft().result()
 
 
 def _score(
     predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int
-) -> tuple[Sequence[Box], Array]:
-    """The first batch of some tiles, and its scores."""
+) -> list[tuple[Box, Array]]:
+    """Each tile of a batch with its scores; where the device has no memory for them all, a part at a time."""
     xp = array_namespace(placed)
     tile = tiles[0].shape
-    while True:
+    found: list[tuple[Box, Array]] = []
+    while len(found) < len(tiles):
         size = fitting_batch(predict, tile)
-        batch = tiles[:size]
+        batch = tiles[len(found) : len(found) + size]
         filled = [*batch, *[batch[-1]] * (size - len(batch))]
         try:
             scores = predict(xp.stack([placed[(slice(None), *t.relative(reach.start).slices)] for t in filled]))
@@ -77,7 +78,8 @@ def _score(
         if str(device(scores)) == "cpu":
             # numpy adds and compares faster than torch, and looks at the same memory.
             scores = host(xp.astype(scores, xp.float32, copy=False))
-        return batch, scores
+        found += zip(batch, scores, strict=False)
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -104,6 +104,7 @@ def _compute(
             on_block(report.blocks[-1])
 
     store.check()
+    give_back()  # what loading the model left
     # Where a worker dies Dask runs its task again, of which a part is done.
     todo = [number for number in numbers if not store.is_done(number)]
     column: _Column | None = None
