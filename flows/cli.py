@@ -33,6 +33,8 @@ Tile = Annotated[int | None, typer.Option(help="Pixels a side that the network s
 Overlap = Annotated[float, typer.Option(help="Share of a tile that its neighbour sees again.")]
 Memory = Annotated[str, typer.Option(help="Memory a process may take.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network first, by torch.compile.")]
 BBox = Annotated[tuple[float, float, float, float] | None, typer.Option(metavar="W S E N", help="Part of a raster.")]
 BBoxCrs = Annotated[str | None, typer.Option(help="CRS of --bbox, such as EPSG:4326; the image's own by default.")]
 Area = Annotated[str | None, typer.Option(help="GeoJSON file with the polygons of a raster to segment.")]
@@ -110,6 +112,8 @@ def plan(
     overlap: Overlap = 0.25,
     memory: Memory = "2GiB",
     device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = False,
     bands: Bands = None,
     bbox: BBox = None,
     bbox_crs: BBoxCrs = None,
@@ -154,6 +158,8 @@ def segment(
     overlap: Overlap = 0.25,
     memory: Memory = "2GiB",
     device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = False,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Dask scheduler to use instead: tcp://host:8786.")] = None,
     bands: Bands = None,

@@ -52,6 +52,10 @@ class _Parameters(BaseModel):
     overlap: float = Field(0.25, ge=0, lt=1, description="Share of a tile that its neighbour sees again.")
     memory: Bytes = Field(2 * 2**30, description="Memory a process may take, such as 2GiB; picks the block.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the network runs.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Numbers the network computes in: bfloat16 where a GPU has it, else float32."
+    )
+    compile: bool = Field(False, description="Compile the network first, by torch.compile; takes a minute or more.")
     workers: int = Field(1, ge=1, description="Processes on this machine.")
     cluster: str | None = Field(None, description="Address of a Dask scheduler to use instead, tcp://host:8786.")
     probability: bool = Field(False, description="Also write the probability of every class.")

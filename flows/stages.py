@@ -312,7 +312,9 @@ def bind_model(image: Source, area: Area, parameters: Parameters) -> Predict:
     """
     from lmseg_core import Predictor
 
-    model: Predictor = Predictor.from_pretrained(parameters.model, device=parameters.device)
+    model: Predictor = Predictor.from_pretrained(
+        parameters.model, device=parameters.device, precision=parameters.precision, compiled=parameters.compile
+    )
     check_kind(model, image.space.ndim, image.uri)
     if missing := check_sources(image.parts, model.sources, image.uri):
         model = model.without(missing)

@@ -15,13 +15,18 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        if torch.is_grad_enabled() or not (plain and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _is_plain(input):
             return super().forward(input)
         assert not isinstance(self.padding, str)
         return torch.mkldnn_convolution(
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether oneDNN may take x as it is: float32 on a CPU, and wanted so."""
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return on_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}

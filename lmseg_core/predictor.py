@@ -1,20 +1,21 @@
 """The seam to the tiling engine: raw windows in, class probabilities out."""
 
 import hashlib
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from lmseg_core import bundled
 from lmseg_core.adapters import merge
@@ -29,6 +30,8 @@ from lmseg_core.processor import LMSegImageProcessor, normalise
 NUMERICS = 2
 _LOADING = threading.Lock()
 _FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # twice as fast on a CPU in 2D
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LOG = logging.getLogger(__name__)
 
 
 class Statistics(NamedTuple):
@@ -36,6 +39,15 @@ class Statistics(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class _Arguments(NamedTuple):
+    source: str
+    device: str
+    statistics: Statistics | None
+    absent: tuple[int, ...]
+    precision: str
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,14 @@ class Predictor:
         device: str = "auto",
         statistics: Statistics | None = None,
         absent: tuple[int, ...] = (),
+        precision: str = "auto",
+        compiled: bool = False,
     ) -> None:
         loaded = _load(source, device)
         config = loaded.network.config
-        self._arguments = (source, device, statistics, absent)
+        # As it is here: a worker with another device must not answer otherwise.
+        precision = _precision(precision, loaded.device)
+        self._arguments = _Arguments(source, device, statistics, absent, precision, compiled)
         self._network = loaded.network
         self._device = loaded.device
         self.sources: tuple[int, ...] = tuple(config.sources or ())
@@ -79,27 +95,38 @@ class Predictor:
         self.bands: tuple[str, ...] = tuple(config.bands[c] for c in self._kept)
         self.batch: int = 8 if loaded.device.type == "cuda" else _lanes()[1]
         self.needs_statistics: bool = self._statistics is None
-        self.digest: str = loaded.digest
+        self._forward = _compiled(loaded.network, loaded.device, precision, self.batch) if compiled else loaded.network
         if self._statistics is not None:
             self._check_statistics(self._statistics)
-        if statistics is not None:
-            self.digest = hashlib.sha256(f"{loaded.digest} {statistics!r}".encode()).hexdigest()
-        if absent:
-            self.digest = hashlib.sha256(f"{self.digest} without {absent}".encode()).hexdigest()
+        # What changes scores: the same words in the same order give the same digest.
+        words = [
+            repr(statistics) if statistics is not None else "",
+            f"without {absent}" if absent else "",
+            f"in {precision}" if precision != "float32" else "",
+            "compiled" if compiled else "",
+        ]
+        self.digest: str = loaded.digest
+        for word in filter(None, words):
+            self.digest = hashlib.sha256(f"{self.digest} {word}".encode()).hexdigest()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "auto") -> "Predictor":
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, device: str = "auto", precision: str = "auto", compiled: bool = False
+    ) -> "Predictor":
         """Return the predictor of a bundled model, a model folder or a hub id.
 
-        device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:1". Raises ModelError.
+        device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:1". precision: "auto" (bfloat16
+        where a CUDA device has it, else float32), "float32" or "bfloat16". compiled: by torch.compile, which takes a
+        minute or more at first; where it fails a warning says why, and the network runs as it is. Raises ModelError.
         """
         name = str(name_or_path)
-        return cls(name if name in bundled.names() else str(bundled.folder(name)), device)
+        source = name if name in bundled.names() else str(bundled.folder(name))
+        return cls(source, device, precision=precision, compiled=compiled)
 
     def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> "Predictor":
         """Return this predictor bound to the mean and standard deviation a band of a scene, in raw units."""
-        source, device, _, absent = self._arguments
-        return type(self)(source, device, Statistics(tuple(map(float, mean)), tuple(map(float, std))), absent)
+        statistics = Statistics(tuple(map(float, mean)), tuple(map(float, std)))
+        return type(self)(*self._arguments._replace(statistics=statistics))
 
     def without(self, absent: Sequence[int]) -> "Predictor":
         """Return this predictor for images that lack these sources, counted from 0; statistics are to be bound after.
@@ -107,7 +134,7 @@ class Predictor:
         Blocks and windows then hold the channels of the other sources only. Raises ModelError where the model has no
         such sources, or none would be left.
         """
-        source, device, statistics, _ = self._arguments
+        source, statistics = self._arguments.source, self._arguments.statistics
         numbers = tuple(sorted(set(absent)))
         wrong = [number for number in numbers if not 0 <= number < len(self.sources)]
         if wrong:
@@ -116,7 +143,7 @@ class Predictor:
             raise ModelError(f"{source} needs one of its {len(self.sources)} sources; give at least one.")
         if statistics is not None:
             raise ModelError(f"{source} has statistics bound of other bands; call without() before with_statistics().")
-        return type(self)(source, device, None, numbers)
+        return type(self)(*self._arguments._replace(absent=numbers))
 
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Tensor:
         """Bring a raw block (C, *S) to the device in its own dtype; `values` may be changed on the way.
@@ -126,7 +153,7 @@ class Predictor:
         """
         if values.ndim != self.ndim + 1 or values.shape[0] != self.channels:
             raise ModelError(
-                f"{self._arguments[0]} expects {self.channels} bands ({', '.join(self.bands)}) over "
+                f"{self._arguments.source} expects {self.channels} bands ({', '.join(self.bands)}) over "
                 f"{self.ndim} axes; the block has shape {values.shape}. Select the bands or another model."
             )
         values = values.astype(values.dtype.newbyteorder("="), copy=not values.flags.writeable)
@@ -155,7 +182,8 @@ class Predictor:
         with torch.inference_mode():
             values = self._complete(normalise(batch.to(self._device), *self._bound()))
             values = values.contiguous(memory_format=_FORMAT[self.ndim])
-            logits = self._network(values, source_mask=self._present(values)).logits
+            with _mixed(self._device, self._arguments.precision):
+                logits = self._forward(values, source_mask=self._present(values)).logits
             return torch.softmax(logits.float(), dim=1).contiguous()
 
     def _complete(self, values: Tensor) -> Tensor:
@@ -174,16 +202,16 @@ class Predictor:
             return None
         return torch.stack([part.flatten(1).any(1) for part in torch.split(values, sources, dim=1)], dim=1)
 
-    def __reduce__(self) -> tuple[type["Predictor"], tuple[str, str, Statistics | None, tuple[int, ...]]]:
-        return type(self), self._arguments
+    def __reduce__(self) -> tuple[type["Predictor"], tuple[Any, ...]]:
+        return type(self), tuple(self._arguments)
 
     def __repr__(self) -> str:
-        return f"Predictor({self._arguments[0]!r}, device={str(self._device)!r}, digest={self.digest[:12]!r})"
+        return f"Predictor({self._arguments.source!r}, device={str(self._device)!r}, digest={self.digest[:12]!r})"
 
     def _bound(self) -> Statistics:
         if self._statistics is None:
             raise ModelError(
-                f"{self._arguments[0]} normalises by the statistics of the whole image; bind them first with "
+                f"{self._arguments.source} normalises by the statistics of the whole image; bind them first with "
                 "with_statistics(mean, std)."
             )
         return self._statistics
@@ -192,7 +220,7 @@ class Predictor:
         for name, values in zip(("mean", "std"), statistics, strict=True):
             if len(values) != self.channels or not np.all(np.isfinite(values)):
                 raise ModelError(
-                    f"{self._arguments[0]} got {name} {values}; give one finite value for each of its "
+                    f"{self._arguments.source} got {name} {values}; give one finite value for each of its "
                     f"{self.channels} bands."
                 )
 
@@ -217,8 +245,8 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
     digest = hashlib.sha256(f"numerics {NUMERICS}".encode())
     for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR):
         digest.update((path / name).read_bytes())
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one line a worker would drown the progress of the run
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one line a worker would drown the progress of the run
     try:
         loaded: Any = LMSegForSemanticSegmentation.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -232,7 +260,7 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
         raise ModelError(f"{path} cannot be loaded ({first}); save or download it again.") from None
     finally:
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise ModelError(f"{path / bundled.WEIGHTS} lacks {first}; save it again with the same config.json.")
@@ -267,3 +295,40 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f'device "{name}" was asked for, but torch finds no CUDA device; use cpu or auto.')
     return device
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
+        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has else "float32"
+    if name not in _PRECISIONS:
+        raise ModelError(f'precision "{name}" is not known; use auto, {" or ".join(_PRECISIONS)}.')
+    return name
+
+
+def _mixed(device: torch.device, precision: str) -> torch.autocast:
+    """Return what runs convolutions and matrix products in a precision, and the rest in float32."""
+    return torch.autocast(device.type, _PRECISIONS[precision], enabled=precision != "float32")
+
+
+@lru_cache(maxsize=4)
+def _compiled(
+    network: LMSegForSemanticSegmentation, device: torch.device, precision: str, batch: int
+) -> Callable[..., Any]:
+    """Return the network compiled for its own tile, or as it is where torch cannot compile it here."""
+    config, on_cpu = network.config, device.type == "cpu"
+    windows = torch.zeros(1 if on_cpu else batch, config.in_channels, *config.tile, device=device)
+    # A window is computed by one thread, and what is compiled for one runs on all of them.
+    compiled: Any = torch.compile(network, dynamic=False, options={"cpp.threads": 1} if on_cpu else None)
+
+    def warm() -> None:
+        with torch.inference_mode(), _mixed(device, precision):
+            compiled(windows.contiguous(memory_format=_FORMAT[config.ndim]))
+
+    try:
+        # In a lane: what is compiled holds for threads with the same settings.
+        _lanes()[0].submit(warm).result() if on_cpu else warm()
+    except Exception as error:  # each part of the compiler has its own
+        _LOG.warning("torch.compile failed (%s); the network runs as it is", first_line(error))
+        return network
+    return cast(Callable[..., Any], compiled)

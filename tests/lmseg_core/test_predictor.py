@@ -183,3 +183,57 @@ def test_weights_that_the_configuration_does_not_use_are_refused(tmp_path: Path,
     (tmp_path / "config.json").write_text(json.dumps(settings | {"deep_supervision": 0}))
     with pytest.raises(ModelError, match=r"model.safetensors has auxiliary.0.bias, .* no use for; save both again"):
         Predictor.from_pretrained(tmp_path)
+
+
+def test_bfloat16_answers_nearly_the_same(fixed_folder: Path, image_folder: Path) -> None:
+    deep = {"mean": [2000, 2000], "std": [900, 900]}
+    for folder, size, bound in ((fixed_folder, (64, 64), {}), (image_folder, (24, 24, 24), deep)):
+        exact, rough = (
+            Predictor.from_pretrained(folder, device="cpu", precision=name) for name in ("float32", "bfloat16")
+        )
+        if bound:
+            exact, rough = exact.with_statistics(**bound), rough.with_statistics(**bound)
+        assert exact.digest != rough.digest
+        assert pickle.loads(pickle.dumps(rough)).digest == rough.digest
+        windows = exact.place(raw(0, size))[None]
+        scores = exact(windows), rough(windows)
+        assert scores[1].dtype == torch.float32
+        assert not torch.equal(*scores)
+        assert (scores[0] - scores[1]).abs().mean() < 0.01
+    # On a CPU float32 is the default: its bfloat16 is slow.
+    exact = Predictor.from_pretrained(fixed_folder, device="cpu", precision="float32")
+    assert Predictor.from_pretrained(fixed_folder, device="cpu").digest == exact.digest
+    with pytest.raises(ModelError, match='precision "float16" is not known; use auto, float32 or bfloat16'):
+        Predictor.from_pretrained(fixed_folder, precision="float16")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_network_answers_the_same(
+    tmp_path: Path, make_network: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_network(widths=(4, 8)).save_pretrained(tmp_path)
+    LMSegImageProcessor(mode="fixed", image_mean=[2000, 2000], image_std=[900, 900]).save_pretrained(tmp_path)
+    plain, compiled = (Predictor.from_pretrained(tmp_path, device="cpu", compiled=c) for c in (False, True))
+    assert compiled.digest != plain.digest
+    assert not [record for record in caplog.records if record.name == "lmseg_core.predictor"]
+    windows = torch.stack([plain.place(raw(seed, plain.tile)) for seed in range(2)])
+    assert torch.allclose(compiled(windows), plain(windows), atol=1e-5)
+
+
+def test_where_torch_cannot_compile_the_network_runs_as_it_is(fixed_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from lmseg_core import Predictor\n"
+        "x = torch.rand(2, 2, 16, 16) * 3000\n"
+        "plain, compiled = (Predictor.from_pretrained(sys.argv[1], device='cpu', compiled=c) for c in (False, True))\n"
+        "print(torch.equal(plain(x), compiled(x)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(fixed_folder)],
+        env=os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
+    assert "torch.compile failed (" in done.stderr
+    assert "the network runs as it is" in done.stderr
