@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from lmseg_core.adapters import merge, save_adapter, update_rank
+from lmseg_core.bundled import CONFIG, WEIGHTS
 from lmseg_core.errors import ModelError, TrainingError, first_line
 from lmseg_core.loss import SegmentationLoss
 from lmseg_core.model import LMSegForSemanticSegmentation
@@ -313,6 +314,8 @@ def _keep(network: LMSegForSemanticSegmentation, processor: LMSegImageProcessor,
     try:
         network.save_pretrained(fresh)
         processor.save_pretrained(fresh)
+        # safetensors writes for nobody else, and a worker may run under another name.
+        (fresh / WEIGHTS).chmod((fresh / CONFIG).stat().st_mode)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)  # on a full disk its half would only be in the way
         raise

@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 
 from lmseg_core import ModelError, bundled
+from lmseg_core.training.settings import read_settings
 
 SIZE = 5_000_000
 
 
-@pytest.mark.parametrize("name", ["land-cover-tiny", "hippocampus-tiny"])
+CONFIGS = Path(__file__).parents[2] / "docs" / "configs"
+MADE_BY = {"aerial-tiny": "dubai", "hippocampus-tiny": "hippocampus", "land-cover-tiny": "land-cover"}
+
+
+def test_each_bundled_model_is_known() -> None:
+    assert set(bundled.names()) == MADE_BY.keys()
+
+
+@pytest.mark.parametrize("name", MADE_BY)
 def test_bundled_models_are_complete_and_small(name: str) -> None:
-    assert name in bundled.names()
     folder = bundled.folder(name)
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -20,7 +28,11 @@ def test_bundled_models_are_complete_and_small(name: str) -> None:
         "preprocessor_config.json",
     ]
     assert (folder / "model.safetensors").stat().st_size < SIZE
-    assert (folder / "README.md").read_text().startswith("---\n")
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert f"\n# {name}\n" in card
+    # Trained by the settings that are committed, and not by others of before.
+    assert f"digest {read_settings(CONFIGS / f'{MADE_BY[name]}.yaml', {}).digest}" in card
 
 
 def test_a_folder_is_itself(fixed_folder: Path) -> None:

@@ -58,6 +58,7 @@ def test_training_learns_and_leaves_a_model_with_its_figures(
     # The figure is of the file that was written: what a user predicts with it agrees.
     assert float((labels == truth).mean()) == pytest.approx(report.figures["pixel_accuracy"], abs=0.02)
     card = (Path(report.folder) / "README.md").read_text()
+    assert len({file.stat().st_mode for file in Path(report.folder).iterdir()}) == 1  # who reads one reads all
     assert settings.digest in card
     assert f"{report.figures['mean_iou']:.3f}" in card
     for picture in ("curves.png", "validation.png"):
