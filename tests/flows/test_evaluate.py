@@ -14,12 +14,11 @@ from scipy import ndimage
 
 import tiling
 from flows.evaluate import evaluate
-from flows.scores import EvaluationParameters
+from flows.evaluation.scores import EvaluationParameters
 from tests.local_server import Server
 from tests.tiling.files import write_volume
 from tests.tiling.predictors import Mixing
 from tests.tiling.runs import image_of
-from tiling import InputError
 
 from .conftest import Cli
 
@@ -368,9 +367,3 @@ def test_flow_fails_with_the_line_that_says_why(prefect_server: Server, folders:
     state = evaluate(told, return_state=True)
     assert state.is_failed()
     assert "give two label maps or two folders" in str(state.message)
-
-
-def test_flow_wants_an_absolute_report() -> None:
-    with pytest.raises(ValueError, match="report 'here' is relative; give an absolute path"):
-        EvaluationParameters(prediction="/a", truth="/b", report=Path("here"))
-    assert issubclass(InputError, ValueError)

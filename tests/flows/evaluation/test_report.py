@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.score_charts import confusion_chart, reliability_chart
-from flows.score_places import chosen
-from flows.scores import EvaluationParameters, evaluate
+from flows.evaluation.charts import confusion_chart, reliability_chart
+from flows.evaluation.places import chosen
+from flows.evaluation.scores import EvaluationParameters, evaluate
 from lmseg_core.calibration import Reliability
+from tests.flows.conftest import Cli
 from tests.tiling.files import write_tiff, write_volume
 from tiling import ClassTable
-
-from .conftest import Cli
 
 SIDE = 512
 

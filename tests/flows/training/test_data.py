@@ -11,11 +11,11 @@ import pytest
 import rasterio
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from flows.training_data import examples
+from flows.training.data import examples
 from lmseg_core.training import census
 from lmseg_core.training.settings import DataSettings
 from lmseg_core.training.windows import Example, RandomWindows
-from tests.flows.small_training import bright, pixels, write_config, write_pair, write_raster, write_volume
+from tests.flows.training.small import bright, pixels, write_config, write_pair, write_raster, write_volume
 from tiling import Box, InputError
 from tiling.predict import Oriented
 from tiling.sources.raster import RasterSource

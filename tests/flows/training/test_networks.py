@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import ResNetBackbone, ResNetConfig
 
 from lmseg_core import LMSegForSemanticSegmentation, Predictor
-from tests.flows.small_training import write_bert, write_config, write_pair, write_raster
-
-from .conftest import Cli
+from tests.flows.conftest import Cli
+from tests.flows.training.small import write_bert, write_config, write_pair, write_raster
 
 
 @pytest.fixture

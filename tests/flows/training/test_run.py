@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from transformers import ViTConfig
 
 from lmseg_core.training.trainer import WindowTrainer, last_checkpoint
-from tests.flows.small_training import write_bert, write_config, write_pair, write_raster
+from tests.flows.conftest import Cli
+from tests.flows.training.small import write_bert, write_config, write_pair, write_raster
 from tests.local_server import PATIENCE
-
-from .conftest import Cli
 
 Change = Callable[[Path], dict[str, Any]]
 
@@ -255,9 +254,9 @@ def test_a_search_is_interrupted_and_goes_on(cli: Cli, desk: Path, monkeypatch: 
     space = {"optimise.rate": [1e-4, 1e-1, "log"], "data.window": [[16, 16], [24, 24]], "optimise.batch": [1, 3]}
     search = {"trials": 3, "steps": 4, "space": space}
     config = write_config(desk, {"search": search})
-    import flows.training
+    import flows.training.run
 
-    train, calls = flows.training.run_training, []
+    train, calls = flows.training.run.run_training, []
 
     def interrupted(settings: Any, *rest: Any) -> Any:
         calls.append(settings)
@@ -265,9 +264,9 @@ def test_a_search_is_interrupted_and_goes_on(cli: Cli, desk: Path, monkeypatch: 
             raise KeyboardInterrupt
         return train(settings, *rest)
 
-    monkeypatch.setattr(flows.training, "run_training", interrupted)
+    monkeypatch.setattr(flows.training.run, "run_training", interrupted)
     assert cli("finetune", config, "--search")[0] in (1, 130)
-    monkeypatch.setattr(flows.training, "run_training", lambda s, *rest: (calls.append(s), train(s, *rest))[1])
+    monkeypatch.setattr(flows.training.run, "run_training", lambda s, *rest: (calls.append(s), train(s, *rest))[1])
     code, out, err = cli("finetune", config, "--search", "--json")
     assert code == 0, err
     # The second trial came again, then the third.

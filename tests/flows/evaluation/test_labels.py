@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiling
-from flows.labels import LabelMap
+from flows.evaluation.labels import LabelMap
 from tests.tiling.files import write_tiff, write_volume
 from tests.tiling.predictors import Mixing
 from tiling import Box, InputError
