@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from flows.finetune import FinetuneParameters, finetune
-from tests.flows.training.small import write_config, write_pair
+from tests.flows.training.small import write_config, write_desk
 from tests.local_server import Server
+
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    write_pair(tmp_path, "a", 0)
-    write_pair(tmp_path, "b", 1)
+    write_desk(tmp_path)
     return write_config(tmp_path)
 
 
