@@ -122,7 +122,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     """Train one arm and return its figures, the time of a tile and the peak memory."""
     import torch
 
-    from flows.training_data import examples
+    from flows.training.data import examples
     from lmseg_core.training.network import class_names
     from lmseg_core.training.run import train
     from lmseg_core.training.settings import read_settings

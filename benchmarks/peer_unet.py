@@ -19,7 +19,7 @@ import monai
 import torch
 from torch import Tensor, nn
 
-from flows.training_data import examples
+from flows.training.data import examples
 from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation
 from lmseg_core.model import LMSegOutput
 from lmseg_core.training.network import build, class_names

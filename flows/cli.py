@@ -248,9 +248,9 @@ def evaluate(
 
     IoU, Dice, outlines and confusion of each class, pixel accuracy, calibration. Two folders are compared case by case.
     """
-    from flows.score_report import check_folder, write_report
-    from flows.score_tables import evaluate_with_progress, table
-    from flows.scores import told
+    from flows.evaluation.report import check_folder, write_report
+    from flows.evaluation.scores import told
+    from flows.evaluation.tables import evaluate_with_progress, table
 
     parameters = told(
         prediction=prediction,
@@ -282,7 +282,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a network; the same command again goes on where it stopped."""
-    from flows.training import load_settings, parse_changes, run_search, run_training
+    from flows.training.run import load_settings, parse_changes, run_search, run_training
 
     told = parse_changes(changes or [])
     told |= {key: str(value) for key, value in (("output", output), ("data.root", data)) if value is not None}

@@ -10,10 +10,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from prefect.utilities.annotations import quote
 
-from flows.score_report import check_folder, write_report
-from flows.score_tables import markdown
-from flows.scores import Evaluation, EvaluationParameters
-from flows.scores import evaluate as score
+from flows.evaluation.report import check_folder, write_report
+from flows.evaluation.scores import Evaluation, EvaluationParameters
+from flows.evaluation.scores import evaluate as score
+from flows.evaluation.tables import markdown
 from flows.segment import can_pass
 from tiling import InputError
 

@@ -3,7 +3,6 @@
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -15,11 +14,12 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 from prefect.states import Failed
 from prefect.utilities.annotations import quote
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from flows.paths import AbsolutePath
 from flows.segment import can_pass
-from flows.training import load_settings, run_training
+from flows.training.run import load_settings, run_training
 from lmseg_core.errors import ModelError
 from tiling import InputError
 
@@ -31,19 +31,11 @@ class FinetuneParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: Path = Field(description="Absolute path of the YAML file with the settings.")
-    output: Path | None = Field(None, description="Absolute folder of the result; that of the file if empty.")
-    data: Path | None = Field(None, description="Absolute folder of the data; data.root of the file if empty.")
+    config: AbsolutePath = Field(description="Absolute path of the YAML file with the settings.")
+    output: AbsolutePath | None = Field(None, description="Absolute folder of the result; that of the file if empty.")
+    data: AbsolutePath | None = Field(None, description="Absolute folder of the data; data.root of the file if empty.")
     changes: dict[str, Any] = Field({}, description='Settings put over the file\'s: {"optimise.rate": 0.001}.')
     fresh: bool = Field(False, description="Start again instead of going on.")
-
-    @field_validator("config", "output", "data")
-    @classmethod
-    def _is_absolute(cls, path: Path | None) -> Path | None:
-        # A deployment runs in a temporary working directory: what is relative to it is lost.
-        if path is not None and not path.is_absolute():
-            raise ValueError(f"{path} is relative; give an absolute path")
-        return path
 
 
 @flow(name="finetune", persist_result=False)

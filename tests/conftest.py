@@ -86,6 +86,14 @@ def bucket(_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore
     return _bucket
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of trainings are drawn and not painted, which takes longer than a small training itself."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+
+
 @pytest.fixture(scope="session")
 def scene() -> Path:
     """The bundled Sentinel-2 crop: 6 bands of 832 x 832 pixels in UTM."""

@@ -1,7 +1,9 @@
 """Small untrained models, and the command line called in this process."""
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,26 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system in memory that is soon full."""
+
+    folder: Path
+
+    def resize(self, size: str) -> None:
+        """Give it another size, such as `70k`."""
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 1 MiB; skips the test where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", folder], check=True)

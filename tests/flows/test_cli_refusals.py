@@ -3,7 +3,6 @@
 import gzip
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from .conftest import Cli
+from .conftest import Cli, SmallDisk
 
 Prepare = Callable[[Path, dict[str, str]], list[str]]
 
@@ -194,28 +193,22 @@ def test_an_output_folder_that_is_a_file(cli: Cli, picture: str, raster_model: s
 
 @pytest.mark.parametrize("kib", [40, 100, 180])
 def test_a_full_disk_is_one_line_and_leaves_no_half_written_file(
-    kib: int, cli: Cli, picture: str, raster_model: str, tmp_path: Path
+    kib: int, cli: Cli, picture: str, raster_model: str, small_disk: SmallDisk
 ) -> None:
-    """A small file system that is too small for the store, the export or the preview; then one that is not."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a small file system")
-    try:
-        code, _, err = cli("segment", picture, "-m", raster_model, "-o", disk / "out")
-        assert code == 2
-        assert err.splitlines()[-1].startswith("lmseg: ")
-        assert "free some space" in err.splitlines()[-1]
-        left = [p for p in (disk / "out").iterdir() if p.suffix != ".zarr"]
-        for path in left:
-            assert path.name in ("picture_labels.tif", "picture_labels.tif.aux.xml")
-        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
-        assert cli("segment", picture, "-m", raster_model, "-o", disk / "out")[0] == 0
-        with rasterio.open(disk / "out" / "picture_labels.tif") as labels:
-            assert labels.read(1).max() < 4
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    """It is too small for the store, the export or the preview; then it is not."""
+    small_disk.resize(f"{kib}k")
+    out = small_disk.folder / "out"
+    code, _, err = cli("segment", picture, "-m", raster_model, "-o", out)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("lmseg: ")
+    assert "free some space" in err.splitlines()[-1]
+    left = [p for p in out.iterdir() if p.suffix != ".zarr"]
+    for path in left:
+        assert path.name in ("picture_labels.tif", "picture_labels.tif.aux.xml")
+    small_disk.resize("20m")
+    assert cli("segment", picture, "-m", raster_model, "-o", out)[0] == 0
+    with rasterio.open(out / "picture_labels.tif") as labels:
+        assert labels.read(1).max() < 4
 
 
 def test_an_output_of_another_run_is_kept(cli: Cli, picture: str, raster_model: str, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from distributed import Client
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
+from flows.evaluation.scores import EvaluationParameters
 from flows.finetune import FinetuneParameters
 from flows.parameters import RegionParameters, VolumeParameters
-from flows.scores import EvaluationParameters
 from tests.local_server import PATIENCE, ROOT, Server, stop, wait_for
 
 DEPLOYMENTS = ROOT / "deployments"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.cases import Case
+from flows.evaluation.cases import Case
 from lmseg_core.calibration import Reliability, fit_temperature, scaled
 from lmseg_core.surface import UNKNOWN
 from tiling import Box, Store

@@ -10,11 +10,11 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
-from flows.reliability import pooled
-from flows.score_charts import by_truth, confusion_chart, reliability_chart
-from flows.score_places import chosen, draw
-from flows.score_tables import Sheet, notes, sheets
-from flows.scores import Evaluation
+from flows.evaluation.charts import by_truth, confusion_chart, reliability_chart
+from flows.evaluation.places import chosen, draw
+from flows.evaluation.reliability import pooled
+from flows.evaluation.scores import Evaluation
+from flows.evaluation.tables import Sheet, notes, sheets
 from tiling import InputError
 
 PAGE = "index.html"

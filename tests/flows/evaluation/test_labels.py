@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import tiling
-from flows.labels import LabelMap
+from flows.evaluation.labels import LabelMap
+from tests.flows.conftest import Cli
 from tests.tiling.files import write_tiff, write_volume
 from tests.tiling.predictors import Mixing
+from tests.tiling.runs import image_of
 from tiling import Box, InputError
 
 
@@ -51,3 +53,12 @@ def test_bands_and_damaged_names_are_refused(tmp_path: Path) -> None:
     Path(f"{one}.aux.xml").write_text("<PAMDataset><PAM")
     with pytest.raises(InputError, match="is damaged"):
         LabelMap.open(str(one))
+
+
+def test_unfinished_runs_are_refused(cli: Cli, tmp_path: Path) -> None:
+    source = image_of((96, 80))
+    grid = tiling.Grid.regular((96, 80), tile=32, overlap=0.25, block=64)
+    store = tiling.create(tmp_path / "run.zarr", source, grid, Mixing(2, (32, 32)))
+    code, _, err = cli("evaluate", store.path, store.path)
+    assert code == 2
+    assert "still lacks 4 of 4 blocks" in err

@@ -12,23 +12,10 @@ from safetensors.torch import load_file
 from transformers import ResNetBackbone, ResNetConfig
 
 from lmseg_core import LMSegForSemanticSegmentation, Predictor
-from tests.flows.small_training import write_bert, write_config, write_pair, write_raster
+from tests.flows.conftest import Cli
+from tests.flows.training.small import write_config, write_raster
 
-from .conftest import Cli
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A folder with two pairs of an image and labels."""
-    write_pair(tmp_path, "a", 0)
-    write_pair(tmp_path, "b", 1)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT of 3 blocks and 16 channels with its tokenizer."""
-    return write_bert(tmp_path_factory.mktemp("models"))
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora", "adalora", "dora", "prefix", "adapter", "full"])

@@ -74,7 +74,7 @@ def run_training(settings: Settings, fresh: bool = False, callbacks: Sequence[Tr
         InputError, ModelError: where the settings or the data cannot be used.
         TrainingError: where the training had to stop.
     """
-    from flows.training_data import examples
+    from flows.training.data import examples
     from lmseg_core.training.network import class_names
     from lmseg_core.training.run import train
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tiling
-from flows.labels import apart
-from flows.pairing import files, rows
-from flows.polygons import IGNORE, PolygonLabels, is_vector
+from flows.placement import check_same_place
+from flows.training.pairing import files, rows
+from flows.training.polygons import IGNORE, PolygonLabels, is_vector
 from tiling import Box, InputError, Source
 from tiling.intensity import statistics
 from tiling.predict import ras_order
@@ -21,9 +21,6 @@ from tiling.predict import ras_order
 if TYPE_CHECKING:
     from lmseg_core.training.settings import DataSettings, Pairs
     from lmseg_core.training.windows import Example
-
-# How far, in pixels, an image and its labels may lie apart: what rounding in a header does.
-_NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,13 @@ def _example(data: DataSettings, pair: Pairs, images: Sequence[str], label: str,
 
     sources = tuple(tiling.open(image, bands=bands) for image, bands in zip(images, pair.chosen, strict=True))
     for source in sources[1:]:
-        _check_same_place(sources[0], source)
+        check_same_place(sources[0].uri, sources[0].space, source.uri, source.space)
     labels: LabelPixels | PolygonLabels
     if is_vector(label):
         labels = PolygonLabels.open(label, sources[0], pair.attribute, tuple(names), dict(_lookup(data)))
     else:
         truth = tiling.open(label)
-        _check_same_place(sources[0], truth)
+        check_same_place(sources[0].uri, sources[0].space, truth.uri, truth.space)
         if truth.channels != 1:
             raise InputError(f"{label} has {truth.channels} bands; give a label map with one")
         labels = LabelPixels(truth, _lookup(data), data.values is not None)
@@ -130,33 +127,6 @@ def _example(data: DataSettings, pair: Pairs, images: Sequence[str], label: str,
         std=sum(stds, ()),
         sources=tuple(source.channels for source in sources) if len(sources) > 1 else (),
     )
-
-
-def _check_same_place(image: Source, other: Source) -> None:
-    mine, theirs = image.space, other.space
-    if mine.shape != theirs.shape:
-        raise InputError(f"{image.uri} has shape {mine.shape} and {other.uri} {theirs.shape}; crop one to the other")
-    if mine.crs and theirs.crs and not _same_crs(mine.crs, theirs.crs):
-        raise InputError(
-            f"{image.uri} is in {_short(mine.crs)} and {other.uri} in {_short(theirs.crs)}; warp one onto the other"
-        )
-    far = apart(mine, theirs)
-    if not far <= _NEAR:
-        raise InputError(
-            f"{image.uri} and {other.uri} lie at different places, {far:.3g} pixels apart; warp one onto the other"
-        )
-
-
-def _same_crs(a: str, b: str) -> bool:
-    from rasterio.crs import CRS
-
-    return a == b or bool(CRS.from_wkt(a) == CRS.from_wkt(b))
-
-
-def _short(crs: str) -> str:
-    from rasterio.crs import CRS
-
-    return str(CRS.from_wkt(crs).to_string())
 
 
 def _lookup(data: DataSettings) -> tuple[tuple[int, int], ...]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from flows.cases import Case
-from flows.scores import Evaluation
+from flows.evaluation.cases import Case
+from flows.evaluation.scores import Evaluation
 from lmseg_core.surface import UNKNOWN
 from tiling import Box, ClassTable
 

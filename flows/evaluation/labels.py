@@ -14,9 +14,6 @@ import tiling
 from lmseg_core.surface import UNKNOWN
 from tiling import Box, Class, ClassTable, InputError, Source, Space, Store
 
-# Of a pixel or voxel: what two tools may round a placement by.
-_NEAR = 0.05
-
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -80,35 +77,6 @@ class LabelMap:
 def is_store(name: str) -> bool:
     """Whether a name is that of a run's store."""
     return name.rstrip("/").endswith(".zarr")
-
-
-def check_same_grid(prediction: LabelMap, truth: LabelMap) -> None:
-    """InputError where two label maps do not lie pixel on pixel."""
-    mine, true = prediction.space, truth.space
-    if mine.shape != true.shape:
-        raise InputError(
-            f"{prediction.name} has shape {mine.shape} and {truth.name} {true.shape}; crop one to the other"
-        )
-    if mine.crs and true.crs and mine.crs != true.crs:
-        from rasterio.crs import CRS
-
-        if CRS.from_wkt(mine.crs) != CRS.from_wkt(true.crs):
-            raise InputError(f"{prediction.name} and {truth.name} have different CRS; warp one onto the other")
-    far = apart(mine, true)
-    if not far <= _NEAR:
-        what = "pixels" if mine.ndim == 2 else "voxels"
-        raise InputError(
-            f"{prediction.name} and {truth.name} lie at different places, {far:.3g} {what} apart; "
-            "warp one onto the other"
-        )
-
-
-def apart(mine: Space, true: Space) -> float:
-    """How far the same corner lies from itself in the other, in elements, where that is most."""
-    corners = np.stack(np.meshgrid(*[(0, n) for n in mine.shape[::-1]], indexing="ij")).reshape(mine.ndim, -1)
-    a, b = np.array(mine.affine), np.array(true.affine)
-    world = (a - b)[:, :-1] @ corners + (a - b)[:, -1:]
-    return float(np.abs(np.linalg.solve(b[:, :-1], world)).max())
 
 
 def _classes_of(path: Path) -> ClassTable | None:

@@ -1,37 +1,23 @@
-"""`lmseg finetune` on real files: bad input, full disks, kills, searches."""
+"""`lmseg finetune` on real files: bad input, runs that start over, losses that are no number, searches."""
 
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import ViTConfig
 
-from lmseg_core.training.trainer import WindowTrainer, last_checkpoint
-from tests.flows.small_training import write_bert, write_config, write_pair, write_raster
-from tests.local_server import PATIENCE
-
-from .conftest import Cli
+from lmseg_core.training.trainer import last_checkpoint
+from tests.flows.conftest import Cli
+from tests.flows.training.small import write_bert, write_config, write_raster
 
 Change = Callable[[Path], dict[str, Any]]
 
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A folder with two pairs of an image and labels."""
-    write_pair(tmp_path, "a", 0)
-    write_pair(tmp_path, "b", 1)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 def _labels(folder: Path, values: Any, **profile: Any) -> dict[str, Any]:
@@ -174,90 +160,13 @@ def test_a_loss_that_is_no_number_names_its_batch_and_keeps_the_checkpoint(cli: 
     assert all(bool(value.isfinite().all()) for value in load_file(checkpoint / "model.safetensors").values())
 
 
-def test_a_file_that_breaks_under_a_reading_process_is_one_line(
-    cli: Cli, desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, image = WindowTrainer.train, desk / "a.tif"
-
-    def cut(self: WindowTrainer, *rest: Any, **named: Any) -> Any:
-        os.truncate(image, image.stat().st_size // 2)  # after the last look at it in this process
-        return train(self, *rest, **named)
-
-    monkeypatch.setattr(WindowTrainer, "train", cut)
-    code, _, err = cli("finetune", write_config(desk, {"data.workers": 1, "data.cache": 0}))
-    assert code == 2
-    assert err.startswith(f"lmseg: {image} ")
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize("kib", [70, 190, 330])
-def test_a_full_disk_keeps_the_checkpoint_before_and_a_rerun_goes_on(kib: int, cli: Cli, desk: Path) -> None:
-    """A small file system that is full at the first checkpoint, a later one, or the finished model; then one that is
-    not."""
-    disk = desk / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a small file system")
-    try:
-        config = write_config(desk, {"output": str(disk / "run"), "optimise.ema": 0.5})
-        code, _, err = cli("finetune", config)
-        assert code == 1, err
-        assert "cannot be written" in err.splitlines()[-1]
-        assert "Make room and run again" in err.splitlines()[-1]
-        kept = last_checkpoint(disk / "run")
-        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
-        code, _, err = cli("finetune", config)
-        assert code == 0, err
-        steps = [line.split()[1] for line in err.splitlines() if line.startswith("step ")]
-        assert steps == ["2/4", "4/4"][0 if kept is None else int(kept.name[-1]) // 2 :]
-        whole = write_config(desk, {"output": str(desk / "whole"), "optimise.ema": 0.5})
-        assert cli("finetune", whole)[0] == 0
-        _assert_equal(disk / "run", desk / "whole")
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def _assert_equal(one: Path, other: Path) -> None:
-    mine, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_a_killed_command_resumes_to_the_weights_of_an_unbroken_one(cli: Cli, desk: Path) -> None:
-    changes = {
-        "model.config": {"widths": [4, 8], "dropout": 0.2},
-        "optimise.steps": 40,
-        "optimise.ema": 0.9,
-        "augment.noise": 0.1,
-        "watch.evaluate": 10,
-    }
-    broken = write_config(desk, changes | {"output": str(desk / "broken")})
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "finetune", str(broken)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        end = time.monotonic() + PATIENCE
-        while last_checkpoint(desk / "broken") is None:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))
-    finally:
-        process.kill()
-        process.communicate()
-    assert not (desk / "broken" / "report.json").exists()
-    assert cli("finetune", broken)[0] == 0
-    assert cli("finetune", write_config(desk, changes | {"output": str(desk / "whole")}))[0] == 0
-    _assert_equal(desk / "broken", desk / "whole")
-
-
 def test_a_search_is_interrupted_and_goes_on(cli: Cli, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = {"optimise.rate": [1e-4, 1e-1, "log"], "data.window": [[16, 16], [24, 24]], "optimise.batch": [1, 3]}
     search = {"trials": 3, "steps": 4, "space": space}
     config = write_config(desk, {"search": search})
-    import flows.training
+    import flows.training.run
 
-    train, calls = flows.training.run_training, []
+    train, calls = flows.training.run.run_training, []
 
     def interrupted(settings: Any, *rest: Any) -> Any:
         calls.append(settings)
@@ -265,9 +174,9 @@ def test_a_search_is_interrupted_and_goes_on(cli: Cli, desk: Path, monkeypatch: 
             raise KeyboardInterrupt
         return train(settings, *rest)
 
-    monkeypatch.setattr(flows.training, "run_training", interrupted)
+    monkeypatch.setattr(flows.training.run, "run_training", interrupted)
     assert cli("finetune", config, "--search")[0] in (1, 130)
-    monkeypatch.setattr(flows.training, "run_training", lambda s, *rest: (calls.append(s), train(s, *rest))[1])
+    monkeypatch.setattr(flows.training.run, "run_training", lambda s, *rest: (calls.append(s), train(s, *rest))[1])
     code, out, err = cli("finetune", config, "--search", "--json")
     assert code == 0, err
     # The second trial came again, then the third.

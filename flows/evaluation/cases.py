@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.labels import LabelMap, check_same_grid, is_store
+from flows.evaluation.labels import LabelMap, is_store
+from flows.placement import check_same_place
 from tiling import InputError
 
 _IMAGE = r"\.(?:zarr|nii|nii\.gz|tif|tiff|png|vrt|img|jp2|bmp|webp)"
@@ -56,7 +57,7 @@ def pair(prediction: str, truth: str) -> list[Case]:
 
 def _case(name: str, prediction: str, truth: str) -> Case:
     case = Case(name, LabelMap.open(prediction), LabelMap.open(truth))
-    check_same_grid(case.prediction, case.truth)
+    check_same_place(prediction, case.prediction.space, truth, case.truth.space)
     return case
 
 

@@ -11,23 +11,14 @@ import pytest
 import rasterio
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from flows.training_data import examples
 from lmseg_core.training import census
-from lmseg_core.training.settings import DataSettings
 from lmseg_core.training.windows import Example, RandomWindows
-from tests.flows.small_training import bright, pixels, write_config, write_pair, write_raster, write_volume
+from tests.flows.training.small import NAMES, bright, opened, pixels, write_config, write_pair, write_raster
 from tiling import Box, InputError
 from tiling.predict import Oriented
 from tiling.sources.raster import RasterSource
 
 WHOLE = (slice(0, 40), slice(0, 40))
-NAMES = ("dark", "bright")
-
-
-def opened(root: Path, image: str | list[str], label: str, **changes: Any) -> list[Example]:
-    pair = {"image": image, "label": label} | {k: changes.pop(k) for k in ("bands", "attribute") if k in changes}
-    data = DataSettings.model_validate({"root": root, "train": [pair], "validation": [pair], **changes})
-    return examples(data, data.train, NAMES)
 
 
 def test_a_raster_and_its_labels_are_what_rasterio_reads(tmp_path: Path) -> None:
@@ -122,33 +113,6 @@ def test_a_volume_is_read_as_nibabel_turns_it_and_as_it_is_predicted(tmp_path: P
     np.testing.assert_array_equal(model.seen[0][0], example.image.read(everything))
 
 
-@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
-def test_folders_are_matched_by_name(tmp_path: Path, ending: str) -> None:
-    lossless = {} if ending == ".png" else {"QUALITY": 100}
-    for name in ("b", "a"):
-        write_raster(tmp_path / "images" / f"{name}{ending}", pixels(bands=3, seed=ord(name)), **lossless)
-        write_raster(tmp_path / "labels" / f"{name}_mask.png", bright(pixels(seed=ord(name))))
-    (tmp_path / "labels" / "notes.txt").write_text("not an image")
-    found = opened(tmp_path, "images", "labels")
-    assert [Path(example.name).name for example in found] == [f"a{ending}", f"b{ending}"]
-    for example, name in zip(found, "ab", strict=True):
-        np.testing.assert_array_equal(example.labels.read(WHOLE), bright(pixels(seed=ord(name))))
-        assert example.image.read(WHOLE).shape == (3, 40, 40)
-
-
-def test_patterns_are_matched_by_what_stands_in_place_of_wildcards(tmp_path: Path) -> None:
-    for case in ("sub-1", "sub-2"):
-        (tmp_path / case).mkdir()
-        for kind in ("t1", "flair", "seg"):
-            write_volume(tmp_path / case / f"{kind}.nii.gz", np.full((8, 8, 8), int(case[-1]), np.uint8))
-    found = opened(tmp_path, ["*/t1.nii.gz", "*/flair.nii.gz"], "*/seg.nii.gz", window=[4, 4, 4])
-    assert [Path(example.name).parent.name for example in found] == ["sub-1", "sub-2"]
-    for value, example in enumerate(found, 1):
-        box = (slice(0, 2),) * 3
-        assert np.unique(example.image.read(box)).tolist() == np.unique(example.labels.read(box)).tolist() == [value]
-        assert example.sources == (1, 1)
-
-
 def _crop(path: Path, **profile: Any) -> None:
     write_raster(path, np.zeros((30, 40), np.uint8), **profile)
 
@@ -183,32 +147,7 @@ BAD: dict[str, tuple[Callable[[Path], list[Example]], str]] = {
         lambda t: (write_raster(t / "l.tif", pixels(bands=3)), opened(t, "a.tif", "l.tif"))[1],
         "3 bands; give a label map with one",
     ),
-    "no such file": (lambda t: opened(t, "no.tif", "a_labels.tif"), r"no\.tif does not exist; mend .* data\.root"),
-    "no such pattern": (lambda t: opened(t, "no*.tif", "a_labels.tif"), r"no\*\.tif matches no file"),
     "no such band": (lambda t: opened(t, "a.tif", "a_labels.tif", bands=[3]), r"a\.tif.*no band 3"),
-    "an empty folder": (
-        lambda t: ((t / "void").mkdir(), opened(t, "void", "a_labels.tif"))[1],
-        "void holds no image",
-    ),
-    "an image without labels": (
-        lambda t: (
-            write_pair(t / "images", "x"),
-            write_pair(t / "labels", "x"),
-            write_raster(t / "images" / "y.tif", pixels()),
-            (t / "images" / "x_labels.tif").unlink(),
-            (t / "labels" / "x.tif").unlink(),
-            opened(t, "images", "labels"),
-        )[-1],
-        "images: y has no partner in labels; add it",
-    ),
-    "two files of one case": (
-        lambda t: (
-            write_pair(t / "images", "x"),
-            write_pair(t / "labels", "x"),
-            opened(t, "images", "labels"),
-        )[-1],
-        r"x\.tif and .*x_labels\.tif, which are one case",
-    ),
     "fractions": (
         lambda t: (
             write_raster(t / "l.tif", np.full((40, 40), 0.5, np.float32)),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.cases import Case
-from flows.labels import LabelMap
+from flows.evaluation.cases import Case
+from flows.evaluation.labels import LabelMap
 from lmseg_core.metrics import Confusion
 from lmseg_core.surface import CLASSES, UNKNOWN, Outlines, Surfaces, halo
 from tiling import Box, ClassTable, InputError, Space

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from flows.scores import Evaluation, EvaluationParameters, evaluate
+from flows.evaluation.scores import Evaluation, EvaluationParameters, evaluate
 
 
 class Sheet(NamedTuple):
@@ -27,7 +27,7 @@ def evaluate_with_progress(parameters: EvaluationParameters) -> Evaluation:
     """Evaluates under a bar on standard error, where that is a terminal.
 
     Raises:
-        InputError: as `flows.scores.evaluate`.
+        InputError: as `flows.evaluation.scores.evaluate`.
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.counts import CaseScores
-from flows.reliability import Calibration, pooled
+from flows.evaluation.counts import CaseScores
+from flows.evaluation.reliability import Calibration, pooled
 from lmseg_core.metrics import Confusion, mean
 from lmseg_core.surface import CLASSES, MOST, UNKNOWN, Outlines
 from tiling import ClassTable

@@ -15,8 +15,8 @@ from shapely.geometry import mapping
 from shapely.geometry import shape as as_shape
 
 import tiling
-from flows.polygons import PolygonLabels
-from tests.flows.small_training import PLACE, pixels, write_raster
+from flows.training.polygons import PolygonLabels
+from tests.flows.training.small import PLACE, pixels, write_raster
 from tiling import InputError
 
 WEST, NORTH = 441730, 4176460

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.cases import Case, pair
-from flows.counts import CaseScores, Tally, measure_of
-from flows.figures import figures, total
-from flows.labels import numbered
-from flows.reliability import Calibration, calibrate
+from flows.evaluation.cases import Case, pair
+from flows.evaluation.counts import CaseScores, Tally, measure_of
+from flows.evaluation.figures import figures, total
+from flows.evaluation.labels import numbered
+from flows.evaluation.reliability import Calibration, calibrate
+from flows.paths import AbsolutePath
 from lmseg_core.surface import UNKNOWN
 from tiling import ClassTable, InputError
 
@@ -36,17 +35,7 @@ class EvaluationParameters(BaseModel):
         description="Distance at which outlines agree: mm of volumes, CRS units of projected rasters, else pixels.",
     )
     surface: bool = Field(True, description="Also compare outlines: boundary F1, HD95 and surface Dice.")
-    report: Path | None = Field(None, description="Absolute folder for a page with tables and pictures.")
-
-    @field_validator("report")
-    @classmethod
-    def _absolute(cls, folder: Path | None) -> Path | None:
-        # A deployment runs in a temporary working directory: a relative folder would vanish with it.
-        if folder is not None and not folder.is_absolute():
-            raise ValueError(
-                f"report {str(folder)!r} is relative; give an absolute path such as {os.sep}data{os.sep}report"
-            )
-        return folder
+    report: AbsolutePath | None = Field(None, description="Absolute folder for a page with tables and pictures.")
 
 
 def told(**options: Any) -> EvaluationParameters:

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
+from flows.training.data import examples
+from lmseg_core.training.settings import DataSettings
+from lmseg_core.training.windows import Example
+
+NAMES = ("dark", "bright")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dark", "bright", "an", "a", "image", "region", "of", "july"]
 PLACE: dict[str, Any] = {"crs": "EPSG:32618", "transform": Affine(10, 0, 441730, 0, -10, 4176460)}
 
@@ -51,6 +56,12 @@ def write_pair(folder: Path, name: str = "a", seed: int = 0, size: int = 40) -> 
     image = pixels(size, seed=seed)
     write_raster(folder / f"{name}.tif", image)
     write_raster(folder / f"{name}_labels.tif", bright(image))
+
+
+def write_desk(folder: Path) -> None:
+    """Write two pairs, `a` and `b`."""
+    write_pair(folder, "a", 0)
+    write_pair(folder, "b", 1)
 
 
 def write_config(folder: Path, changes: dict[str, Any] | None = None) -> Path:
@@ -96,3 +107,10 @@ def write_bert(folder: Path) -> str:
     BertModel(shape).save_pretrained(target)
     assert AutoTokenizer.from_pretrained(target).tokenize("july") == ["july"]
     return str(target)
+
+
+def opened(root: Path, image: str | list[str], label: str, **changes: Any) -> list[Example]:
+    """Open images with their labels as a training does, with `changes` of the settings of its data."""
+    pair = {"image": image, "label": label} | {k: changes.pop(k) for k in ("bands", "attribute") if k in changes}
+    data = DataSettings.model_validate({"root": root, "train": [pair], "validation": [pair], **changes})
+    return examples(data, data.train, NAMES)

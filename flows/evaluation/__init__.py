@@ -1,0 +1,1 @@
+"""Scores of label maps against the truth: what is compared, counted, drawn and told."""

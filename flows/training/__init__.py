@@ -1,0 +1,1 @@
+"""Trainings as a settings file names them: images and labels opened, and the training itself."""
