@@ -36,7 +36,7 @@ class MonaiUNet(LMSegForSemanticSegmentation):
 
     def __init__(self, config: LMSegConfig) -> None:
         super().__init__(config)
-        del self.encoder, self.decoder, self.head, self.bridge
+        del self.encoder, self.decoder, self.head
         self.network = monai.networks.nets.UNet(
             spatial_dims=config.ndim, in_channels=config.in_channels, out_channels=len(config.classes),
             channels=CHANNELS, strides=(2,) * (len(CHANNELS) - 1), num_res_units=2, norm="batch",

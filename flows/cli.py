@@ -47,6 +47,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Runs the command line: exit 0 done, 2 bad input or usage (one line), 1 anything else (one line)."""
+    from tiling.heap import keep_pages
+
+    keep_pages()
     from lmseg_core.errors import ModelError, TrainingError
     from tiling.errors import BlockError, InputError, OutputError
 

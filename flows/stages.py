@@ -262,7 +262,8 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
             dashboard_address="127.0.0.1:0",
             # Dask's own limit counts what GDAL and torch keep for reuse as leaks; the plan keeps to --memory.
             memory_limit=0,
-            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            # One heap, as tiling.heap has it: in a worker threads begin before anything of ours.
+            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
