@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 import zarr
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import ClientConfig, RetryConfig, S3Config, S3Store
+from obstore.store import S3Store
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
@@ -28,6 +29,9 @@ from tiling.address import ObjectPath
 from tiling.errors import InputError
 from tiling.place import ROOT, Place
 from tiling.sources.remote import number
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 _PATIENCE = timedelta(seconds=60)  # after which a request is not tried again
 _PIECE = 8 * 2**20  # bytes of a large object in one request

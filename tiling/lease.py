@@ -77,6 +77,7 @@ class _Held:
         self._ended.set()
         self._heart.join()
         if self._away:
+            _left.add(self._mine.token)
             _LOG.warning("%s is left behind, for nothing answers there; the next run finds it dead", self.file)
             return
         found = _parsed(place_of(self.file).read())
@@ -105,6 +106,7 @@ class _Held:
 
 
 _held: dict[Address, _Held] = {}
+_left: set[str] = set()  # tokens of leases that this process gave up and could not delete
 _lock = threading.Lock()
 
 
@@ -210,6 +212,8 @@ def _is_busy(path: Address, file: Address, content: bytes) -> bool:
 
 def _is_alive(found: Holder) -> bool | None:
     """Whether the holder's process is there; None where that cannot be seen from here."""
+    if found.token in _left:
+        return False
     if found.machine != _machine():
         return None
     try:
