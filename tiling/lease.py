@@ -66,7 +66,7 @@ class _Held:
         self.thread = threading.get_ident()
         self.depth = 1
         self.lost: str | None = None
-        self._away = False
+        self._away: ConnectionError | None = None
         self._mine = _myself()
         _acquire(path, self.file, self._mine)
         self._ended = threading.Event()
@@ -76,13 +76,16 @@ class _Held:
     def release(self) -> None:
         self._ended.set()
         self._heart.join()
-        if self._away:
+        try:
+            if self._away is not None:
+                raise self._away
+            found = _parsed(place_of(self.file).read())
+            if isinstance(found, Holder) and found.token == self._mine.token:
+                place_of(self.file).delete()
+        except ConnectionError as error:
+            # The run has failed for the same, and says so; to this process the lease is that of a dead holder.
             _left.add(self._mine.token)
-            _LOG.warning("%s is left behind, for nothing answers there; the next run finds it dead", self.file)
-            return
-        found = _parsed(place_of(self.file).read())
-        if isinstance(found, Holder) and found.token == self._mine.token:
-            place_of(self.file).delete()
+            _LOG.warning("%s is left behind: %s", self.file, error)
 
     def _renew(self) -> None:
         place = place_of(self.file)
@@ -100,9 +103,9 @@ class _Held:
                     return
                 else:
                     place.replace(content, _dumped(self._mine))
-                self._away = False
+                self._away = None
             except (OSError, InputError) as error:
-                self._away = isinstance(error, ConnectionError)
+                self._away = error if isinstance(error, ConnectionError) else None
 
 
 _held: dict[Address, _Held] = {}
