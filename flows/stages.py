@@ -80,7 +80,8 @@ def prepare(parameters: Parameters) -> list[Run]:
     if isinstance(parameters.output, Path):
         check_room(parameters.output, sum(needed))
     else:
-        check_room(Path(tempfile.gettempdir()), max(needed))  # where exports are staged, one after the other
+        # Where exports are staged, one after the other.
+        check_room(Path(tempfile.gettempdir()), max(needed), "set TMPDIR to a larger disk")
     made: list[Address] = []
     with ExitStack() as leases:
         # All of them before the first store is touched: a run that is under way must not cost another its store.

@@ -46,19 +46,19 @@ _BUCKETLESS = re.compile(r"<Code>(NoSuchBucket|InvalidBucketName)")
 # What will not pass, and what to do about it.
 _FIXES = {
     _BUCKETLESS: "make the bucket, or check its name",
-    re.compile(r"status code: 30\d|<Code>(AuthorizationHeaderMalformed|IllegalLocationConstraintException)"): (
+    re.compile(r"status code: 30\d|configured region|<Code>(AuthorizationHeaderMalformed|IllegalLocation)"): (
         "set AWS_REGION to the region of the bucket"
     ),
     # Where no keys are set, those of the machine are asked for at that address.
     re.compile(r"status code: 40[13]|Missing (SecretAccessKey|AccessKeyId)|//169\.254\."): (
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of somebody who may read and write it"
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of somebody who may list, read and write it"
     ),
     re.compile(r"status code: 501|not (supported|implemented)"): "choose a server that puts objects on conditions",
 }
 
 
 class Bucket(Place):
-    """In a bucket of S3, or of a server that speaks like it."""
+    """In a bucket of S3, or of a server that speaks like it: an object, or all that lies under a prefix."""
 
     def __init__(self, path: ObjectPath) -> None:
         self._path = path
@@ -120,15 +120,20 @@ class Bucket(Place):
             yield file
 
     def check_writable(self) -> None:
-        probe = Bucket(self._path / f".lmseg-{uuid.uuid4().hex}")
-        # Twice: a server that takes no conditions would give one lease to two runs.
-        if not probe.create(b"") or probe.create(b""):
-            probe.delete()
-            raise InputError(
-                f"{self._path} cannot be used: its server puts objects on no condition, and two runs could not see "
-                "each other; choose another one, or a folder"
-            )
-        probe.delete()
+        probe = (self._path / f".lmseg-{uuid.uuid4().hex}").key
+        with _spoken(self._path):
+            obstore.put(self._client, probe, b"", mode="create")
+            # Again: a server that takes no conditions would give one lease to two runs.
+            try:
+                obstore.put(self._client, probe, b"", mode="create")
+            except AlreadyExistsError:
+                return
+            finally:
+                obstore.delete(self._client, probe)
+        raise InputError(
+            f"{self._path} cannot be used: its server puts objects on no condition, and two runs could not see each "
+            "other; choose another one, or a folder"
+        )
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
@@ -248,7 +253,7 @@ def _yes(name: str, default: str) -> bool:
 
 @contextmanager
 def _spoken(path: ObjectPath, lasting: type[Exception] = InputError) -> Iterator[None]:
-    """Says in one line what a server or the network did.
+    """Says in one line what a server or the network did, unless the block looks after it.
 
     Args:
         lasting: what to raise where trying again will not help; ConnectionError elsewhere.
@@ -256,8 +261,6 @@ def _spoken(path: ObjectPath, lasting: type[Exception] = InputError) -> Iterator
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
-        if not _is_refusal(error):
-            raise
         said = str(error).partition("\n\nDebug source")[0]
         why = _reason(said)
         for pattern, fix in _FIXES.items():
@@ -271,12 +274,6 @@ def _check_bucket(error: FileNotFoundError) -> None:
     """Passes on that it is the bucket which is missing, and not an object."""
     if _BUCKETLESS.search(str(error)):
         raise error
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether an error is more than that there is no such object, or another one than was expected."""
-    answers = (FileNotFoundError, AlreadyExistsError, PreconditionError)
-    return not isinstance(error, answers) or _BUCKETLESS.search(str(error)) is not None
 
 
 def _reason(said: str) -> str:

@@ -221,9 +221,9 @@ def place_of(address: Address) -> Place:
 
 def read_all(files: Iterable[Address]) -> Iterator[bytes | None]:
     """What files hold, in their order; None for those that are not there."""
-    files = list(files)
-    if any(isinstance(file, Path) for file in files):
-        yield from (place_of(file).read() for file in files)
+    places = [place_of(file) for file in files]
+    if all(isinstance(place, Folder) for place in places):
+        yield from (place.read() for place in places)
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from pool.map(lambda file: place_of(file).read(), files)
+        yield from pool.map(lambda place: place.read(), places)
