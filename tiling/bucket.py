@@ -33,7 +33,7 @@ from tiling.sources.remote import number
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-_PATIENCE = timedelta(seconds=60)  # after which a request is not tried again
+_PATIENCE = timedelta(seconds=45)  # after which a request is not tried again
 _PIECE = 8 * 2**20  # bytes of a large object in one request
 _PIECES = 9000  # of an upload: object storage takes 10 000
 _SIDE_BY_SIDE = 4  # pieces of an upload: more of them time out on a slow line
