@@ -133,7 +133,7 @@ def plan(
     Tiles, blocks, memory, disk and time; writes nothing. --seams also predicts places on tile borders, with one overlap
     after another.
     """
-    parameters = _parameters([source], Path.cwd(), locals())
+    parameters = _parameters([source], ".", locals())
     from flows.stages import foresee
 
     if seams is None:
@@ -155,7 +155,7 @@ def plan(
 @app.command()
 def segment(
     sources: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, each segmented on its own.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the results, or s3://bucket/prefix.")],
     model: Model = None,
     tile: Tile = None,
     overlap: Overlap = 0.25,
@@ -177,7 +177,7 @@ def segment(
     profile: Annotated[bool, typer.Option("--profile", help="Also say what held the device up.")] = False,
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""
-    parameters = _parameters(sources, output.resolve(), {k: v for k, v in locals().items() if k != "profile"})
+    parameters = _parameters(sources, output, {k: v for k, v in locals().items() if k != "profile"})
     from flows.console import print_profile, print_summary, segment_with_progress
 
     for report in segment_with_progress(parameters):
@@ -188,8 +188,8 @@ def segment(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .tif, .nii or .nii.gz.")],
+    run: Annotated[str, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="File to write: .tif, .nii or .nii.gz.")],
     what: Annotated[str, typer.Option(help="labels, probability or uncertainty.")] = "labels",
 ) -> None:
     """Write a run as GeoTIFF or NIfTI."""
@@ -201,7 +201,7 @@ def export(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
     seams: Annotated[bool, typer.Option("--seams", help="Also measure seams on tile and block borders.")] = False,
     places: Annotated[int | None, typer.Option(metavar="N", help="How many of them --seams looks at.")] = None,
     as_json: Json = False,
@@ -212,7 +212,8 @@ def verify(
     borders again, by tiles centred on them, and writes them as a map beside the run.
     """
     import tiling
-    from flows.stages import exports_of, reopen
+    from flows.exports import exports_of
+    from flows.stages import reopen
 
     store = tiling.open_store(run)
     certificate = None
@@ -311,7 +312,7 @@ def models(as_json: Json = False) -> None:
 _NOT_TOLD = ("source", "sources", "output", "seams", "as_json")
 
 
-def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Parameters:
+def _parameters(sources: list[str], output: str, options: dict[str, Any]) -> Parameters:
     """The options that were given, as the model of the first source's kind."""
     from pydantic import ValidationError
 
@@ -328,7 +329,8 @@ def _parameters(sources: list[str], output: Path, options: dict[str, Any]) -> Pa
         what = "volumes" if kind is VolumeParameters else "rasters"
         raise InputError(f"{sources[0]}: --{foreign[0].replace('_', '-')} is not for {what}; leave it out")
     try:
-        return kind(sources=sources, output=output, **given)
+        # A folder of the terminal's; parameters have no folder to begin at.
+        return kind(sources=sources, output=output if "://" in output else Path(output).resolve(), **given)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "input"

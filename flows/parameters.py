@@ -5,8 +5,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
+from tiling.address import Address, ObjectPath, address_of
 from tiling.errors import InputError
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -43,11 +52,26 @@ Bytes = Annotated[
 ]
 
 
+def _place(output: str | Address) -> Address:
+    # A deployment runs in a temporary working directory: a relative folder would vanish with it.
+    if not isinstance(output, ObjectPath) and "://" not in str(output) and not Path(output).is_absolute():
+        raise ValueError(f"output {str(output)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out")
+    return address_of(output)
+
+
+Output = Annotated[
+    Path | ObjectPath,
+    PlainValidator(_place),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+
+
 class _Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: list[str] = Field(min_length=1, description="Images to segment, each on its own.")
-    output: Path = Field(description="Absolute folder that receives the store and the exports.")
+    output: Output = Field(description="Absolute folder or s3:// address that receives the store and the exports.")
     tile: int | None = Field(None, ge=1, description="Pixels a side that the network sees; the model's own if empty.")
     overlap: float = Field(0.25, ge=0, lt=1, description="Share of a tile that its neighbour sees again.")
     memory: Bytes = Field(2 * 2**30, description="Memory a process may take, such as 2GiB; picks the block.")
@@ -61,16 +85,6 @@ class _Parameters(BaseModel):
     probability: bool = Field(False, description="Also write the probability of every class.")
     uncertainty: bool = Field(False, description="Also write the normalised entropy of the prediction.")
     fresh: bool = Field(False, description="Start again instead of resuming an earlier run.")
-
-    @field_validator("output")
-    @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        # A deployment runs in a temporary working directory: a relative folder would vanish with it.
-        if not folder.is_absolute():
-            raise ValueError(
-                f"output {str(folder)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out"
-            )
-        return folder
 
 
 class RegionParameters(_Parameters):

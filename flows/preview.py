@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tiling import Box, ClassTable, Source, Store
+from tiling.address import Address
 from tiling.formats import whole
 from tiling.sources.raster import RasterSource
 
@@ -25,7 +25,7 @@ _RGB = (("B04", "B03", "B02"), ("RED", "GREEN", "BLUE"), ("R", "G", "B"))
 Picture = NDArray[np.uint8]
 
 
-def write_preview(image: Source, store: Store, out: Path) -> Path:
+def write_preview(image: Source, store: Store, out: Address) -> Address:
     """Writes a PNG with the image and its labels side by side, above the legend.
 
     Large rasters are shown by the middle 2048 x 2048 pixels, volumes by the three planes through the most labels.

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tiling import Part, Source, Space, Store
+from tiling.address import Address
 from tiling.formats import whole
 
 _A, _F = 6378137.0, 1 / 298.257223563  # WGS 84
@@ -47,7 +47,7 @@ class Report:
     parts: tuple[Part, ...]
     store: str
     model: str
-    files: list[Path]
+    files: list[Address]
     classes: list[ClassShare]
     nodata: int
     nonfinite: int
@@ -64,7 +64,7 @@ class Report:
         image: Source,
         store: Store,
         parameters: BaseModel,
-        files: Sequence[Path],
+        files: Sequence[Address],
         seconds: Mapping[str, float],
         warnings: Sequence[str],
     ) -> Report:
@@ -145,7 +145,7 @@ def format_measure(share: ClassShare) -> str:
     return "" if share.unit == "px" else f"{share.measure:.4g} {share.unit}"
 
 
-def write_run_json(report: Report, path: Path) -> Report:
+def write_run_json(report: Report, path: Address) -> Report:
     """Writes the summary beside the results, whole or not at all, and adds it to the report's files."""
     report = replace(report, files=[*report.files, path])
     with whole(path) as folder:

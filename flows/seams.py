@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from flows.exports import beside
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from flows.stages import bind_model, open_image
 from tiling import (
@@ -36,7 +36,9 @@ from tiling import (
     sample_places,
     seam_figures,
 )
+from tiling.address import Address
 from tiling.formats import whole
+from tiling.place import place_of
 from tiling.predict import ras_order
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class Certificate:
     check: Check
     figures: dict[str, SeamFigures | None]
     field: ReceptiveField
-    layer: Path
+    layer: Address
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -125,17 +127,17 @@ class Certificate:
         return columns(rows)
 
 
-def certify(run: Path, store: Store, count: int) -> Certificate:
+def certify(run: str | Address, store: Store, count: int) -> Certificate:
     """Looks at places on the borders of a finished run, and writes them as a map beside it.
 
     Raises:
         InputError: where the run is unfinished, its image or model is gone or another, or the map cannot be written.
         ModelError: where the model cannot be loaded.
+        ConnectionError: where object storage does not answer.
     """
     if pending := len(store.pending()):
         raise InputError(f"{run} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
-    base = run.absolute().with_suffix("")
-    parameters = _parameters_of(Path(f"{base}.run.json"))
+    parameters = _parameters_of(beside(run, ".run.json"))
     image = open_image(store.uri, parameters)
     if not store.is_made_from("source", image.fingerprint):
         raise InputError(f"{store.uri} has changed since {run} was made; put the old one back, or segment it again")
@@ -147,7 +149,7 @@ def certify(run: Path, store: Store, count: int) -> Certificate:
         )
     seams = look(image, store.grid, predict, store.area, sample_places(image, store.grid, store.area, count))
     field = ReceptiveField.of(predict, store.grid)
-    return Certificate(_check(store, seams), _by_border(seams), field, _write_layer(store, seams, base))
+    return Certificate(_check(store, seams), _by_border(seams), field, _write_layer(store, seams))
 
 
 def look(image: Source, grid: Grid, predict: Predict, area: Area, places: Sequence[Place]) -> list[Seam]:
@@ -199,15 +201,21 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _parameters_of(report: Path) -> Parameters:
+def _parameters_of(report: Address) -> Parameters:
     """What a run was told, from the report that it writes last."""
     try:
-        told = json.loads(report.read_text(encoding="utf-8"))["parameters"]
+        content = place_of(report).read()
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise InputError(f"{report} cannot be read ({error}); run lmseg segment again to write it") from None
+    if content is None:
+        raise InputError(f"{report} is missing, which names the model; run lmseg segment again to write it")
+    try:
+        told = json.loads(content)["parameters"]
         kind = VolumeParameters if "form" in told else RegionParameters
         return kind(**told)
-    except FileNotFoundError:
-        raise InputError(f"{report} is missing, which names the model; run lmseg segment again to write it") from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{report} cannot be read ({reason}); run lmseg segment again to write it") from None
 
@@ -236,17 +244,17 @@ def _by_border(seams: Sequence[Seam]) -> dict[str, SeamFigures | None]:
     }
 
 
-def _write_layer(store: Store, seams: Sequence[Seam], base: Path) -> Path:
+def _write_layer(store: Store, seams: Sequence[Seam]) -> Address:
     """`_seams.geojson` with a polygon a place, or `_seams.nii.gz`: 0 not looked at, 1 equal, 2 changed."""
     if store.space.ndim == 2:
-        layer = Path(f"{base}_seams.geojson")
+        layer = beside(store.path, "_seams.geojson")
         text = json.dumps(_features(store.space, seams), indent=1)
         with whole(layer) as folder:
             (folder / layer.name).write_text(text + "\n", encoding="utf-8")
         return layer
     from tiling.formats.nifti import write_marks
 
-    layer = Path(f"{base}_seams.nii.gz")
+    layer = beside(store.path, "_seams.nii.gz")
     with whole(layer) as folder:
         write_marks(store, folder / layer.name, lambda box: _marks(box.shift(store.area.box.start), seams))
     return layer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tiling
+from flows.exports import export_all
 from flows.parameters import Parameters, VolumeParameters
 from flows.report import Report, write_run_json
 from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
+from tiling.address import Address
 from tiling.budget import check_room, choose_block
 from tiling.damage import mend
 from tiling.formats.nifti import check_length
 from tiling.lease import lease
+from tiling.place import place_of
 from tiling.predict import check_bands, check_kind, check_sources
 from tiling.sources import is_volume, present
 from tiling.store import remove
@@ -56,7 +60,7 @@ class Run:
     warnings: tuple[str, ...]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Address:
         return self.parameters.output
 
 
@@ -65,14 +69,20 @@ def prepare(parameters: Parameters) -> list[Run]:
 
     Raises:
         InputError, ModelError: one line with the file, the value and the fix; nothing is left behind.
+        ConnectionError: where object storage does not answer.
     """
     _check_distinct(parameters.sources)
     # All of them before the first store is made: a bad last source must not cost hours, or leave the first one's.
     fits = [_fit(source, parameters) for source in parameters.sources]
-    _make_folder(parameters.output)
+    place_of(parameters.output).check_writable()
     # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
-    check_room(parameters.output, sum(2 * fit.grid.area.size // 8 for fit in fits))
-    made: list[Path] = []
+    needed = [2 * fit.grid.area.size // 8 for fit in fits]
+    if isinstance(parameters.output, Path):
+        check_room(parameters.output, sum(needed))
+    else:
+        # Where exports are staged, one after the other.
+        check_room(Path(tempfile.gettempdir()), max(needed), "set TMPDIR to a larger disk")
+    made: list[Address] = []
     with ExitStack() as leases:
         # All of them before the first store is touched: a run that is under way must not cost another its store.
         for fit in fits:
@@ -150,12 +160,12 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
     return _Fit(source, image, area, predict, grid, outputs, time.perf_counter() - start)
 
 
-def _begin(fit: _Fit, parameters: Parameters, made: list[Path]) -> Run:
+def _begin(fit: _Fit, parameters: Parameters, made: list[Address]) -> Run:
     """Creates or resumes the store of a run, and adds it to `made` if it is new."""
     path = _store_path(fit, parameters)
     if parameters.fresh:
         remove(path)
-    is_new = not path.exists()
+    is_new = place_of(path).is_empty()
     store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
     if is_new:
         made.append(path)
@@ -167,7 +177,7 @@ def _begin(fit: _Fit, parameters: Parameters, made: list[Path]) -> Run:
     return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, tuple(warnings))
 
 
-def _store_path(fit: _Fit, parameters: Parameters) -> Path:
+def _store_path(fit: _Fit, parameters: Parameters) -> Address:
     return parameters.output / f"{stem(fit.source)}.zarr"
 
 
@@ -200,6 +210,7 @@ def finish(run: Run) -> Report:
     Raises:
         InputError: where an export cannot be written.
         OutputError: where the image is not what was segmented, or an export not what the store holds.
+        ConnectionError: where object storage does not answer.
     """
     from flows.preview import write_preview
 
@@ -207,7 +218,7 @@ def finish(run: Run) -> Report:
     # Blocks have looked at the image's own files; masks beside it and addresses show only here.
     if open_image(run.source, run.parameters).fingerprint != run.image.fingerprint:
         raise OutputError(f"{run.source} changed while it was segmented; run again with --fresh")
-    files = _export(run)
+    files = export_all(run.store)
     exported = time.perf_counter()
     # The label map was compared with the store before it got its name.
     checks = tiling.verify(run.store, run.image)
@@ -361,16 +372,6 @@ def _check_distinct(sources: Sequence[str]) -> None:
         seen[stem(source)] = source
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".lmseg-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another output folder") from error
-
-
 def reopen(store: Store) -> Source | None:
     """The image a store was made from, with the form it was placed by; None where it is gone."""
     for form in (None, "sform", "qform") if store.space.ndim == 3 else (None,):
@@ -381,26 +382,3 @@ def reopen(store: Store) -> Source | None:
         if form is None or image.space == store.space:
             return image
     return None
-
-
-def exports_of(run: Path) -> list[Path]:
-    """The label maps that `finish` wrote beside a store."""
-    base = run.absolute().with_suffix("")
-    return [f for ending in _LABELS.values() if (f := Path(f"{base}{ending}")).is_file()]
-
-
-_LABELS = {2: "_labels.tif", 3: "_seg.nii.gz"}
-_OTHERS = {
-    2: {"probability": "_prob.tif", "uncertainty": "_uncertainty.tif"},
-    3: {"probability": "_prob.nii.gz", "uncertainty": "_uncertainty.nii.gz"},
-}
-
-
-def _export(run: Run) -> list[Path]:
-    base, ndim = run.folder / run.name, run.store.space.ndim
-    endings = {"labels": _LABELS[ndim], **_OTHERS[ndim]}
-    return [
-        file
-        for name in ("labels", *run.store.outputs)
-        for file in tiling.export(run.store, f"{base}{endings[name]}", name)
-    ]

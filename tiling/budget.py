@@ -140,8 +140,11 @@ def choose_block(
     )
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int, instead: str = "choose another output folder") -> None:
     """Refuses a disk that cannot hold the results.
+
+    Args:
+        instead: what to do where no space can be freed.
 
     Raises:
         InputError: with what is free and what is needed.
@@ -151,5 +154,5 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise InputError(
             f"{folder} has {free / 2**20:.1f} MiB free, the results may take {needed / 2**20:.1f} MiB; "
-            "free some space or choose another output folder"
+            f"free some space or {instead}"
         )

@@ -15,10 +15,12 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from tiling.address import Address, address_of
 from tiling.box import Box
 from tiling.damage import damaged
 from tiling.errors import InputError
 from tiling.lease import holder
+from tiling.place import place_of
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
 from tiling.sources.volume import millimetres
@@ -38,7 +40,7 @@ class Check:
     detail: str
 
 
-def verify(store: Store, source: Source | None, files: Iterable[Path] = ()) -> list[Check]:
+def verify(store: Store, source: Source | None, files: Iterable[str | Address] = ()) -> list[Check]:
     """Asks whether every block is done and as it was written, and the source and the exports lie where they should.
 
     Says, too, where somebody else's run is under way on the store. Changes nothing.
@@ -47,7 +49,8 @@ def verify(store: Store, source: Source | None, files: Iterable[Path] = ()) -> l
         source: what the run was made from; None where it is gone.
         files: exported label maps, `.tif` or `.nii[.gz]`.
     """
-    checks = [_complete(store), _intact(store), _geometry(store, source), *(_export(store, Path(f)) for f in files)]
+    checks = [_complete(store), _intact(store), _geometry(store, source)]
+    checks += [_export(store, address_of(file)) for file in files]
     if (other := holder(store.path)) is not None:
         checks.insert(0, Check("under way", True, f"{other} writes this store; blocks may still be missing"))
     return checks
@@ -77,8 +80,9 @@ def _geometry(store: Store, source: Source | None) -> Check:
     return Check("source geometry", same, detail)
 
 
-def _export(store: Store, file: Path) -> Check:
-    problem = difference(store, file)
+def _export(store: Store, file: Address) -> Check:
+    with place_of(file).fetched() as here:
+        problem = difference(store, here)
     detail = f"geometry exact, labels equal the store's in {_PLACES} places"
     return Check(f"export {file.name}", problem is None, problem or detail)
 
@@ -87,6 +91,8 @@ def difference(store: Store, file: Path) -> str | None:
     """What an exported label map has other than its store, in words; None where geometry and labels are equal."""
     try:
         return _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
+    except ConnectionError:
+        raise
     except (RasterioError, OSError, EOFError, zlib.error, ImageFileError) as error:
         return f"cannot be read: {error}"
     except InputError as error:  # the store's own

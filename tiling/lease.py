@@ -1,14 +1,12 @@
 """One run at a time on a store: a lease beside it, renewed while the run lives.
 
-The lease of `out/a.zarr` is the file `out/.a.zarr.lease`. It says who holds it and counts heartbeats. It outlives a
-store that is replaced, and whoever finds it can tell whether its holder is still there: on the same machine by the
-process itself, from elsewhere by heartbeats that no longer come. Readers need no lease.
+The lease of `out/a.zarr` is the file, or the object, `out/.a.zarr.lease`. It says who holds it and counts heartbeats.
+It outlives a store that is replaced, and whoever finds it can tell whether its holder is still there: on the same
+machine by the process itself, from elsewhere by heartbeats that no longer come. Readers need no lease.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import getpass
 import json
 import logging
@@ -18,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -26,12 +24,13 @@ from pathlib import Path
 
 import psutil
 
+from tiling.address import Address, address_of
 from tiling.errors import InputError
+from tiling.place import place_of
 
 BEAT = 10.0  # seconds between heartbeats
 EXPIRY = 60.0  # seconds without one after which a holder on another machine is given up
 _POLL = 0.5
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without hard links
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,11 +61,12 @@ class Holder:
 class _Held:
     """A lease of this process, and the thread that renews it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Address) -> None:
         self.file = _file(path)
         self.thread = threading.get_ident()
         self.depth = 1
         self.lost: str | None = None
+        self._away: ConnectionError | None = None
         self._mine = _myself()
         _acquire(path, self.file, self._mine)
         self._ended = threading.Event()
@@ -76,45 +76,60 @@ class _Held:
     def release(self) -> None:
         self._ended.set()
         self._heart.join()
-        found = _read(self.file)
-        if isinstance(found, Holder) and found.token == self._mine.token:
-            self.file.unlink(missing_ok=True)
+        try:
+            if self._away is not None:
+                raise self._away
+            found = _parsed(place_of(self.file).read())
+            if isinstance(found, Holder) and found.token == self._mine.token:
+                place_of(self.file).delete()
+        except ConnectionError as error:
+            # The run has failed for the same, and says so; to this process the lease is that of a dead holder.
+            _left.add(self._mine.token)
+            _LOG.warning("%s is left behind: %s", self.file, error)
 
     def _renew(self) -> None:
+        place = place_of(self.file)
         while not self._ended.wait(BEAT):
             self._mine = replace(self._mine, beat=self._mine.beat + 1)
             # A full disk or a network that is away for a moment costs a heartbeat, not the run.
-            with suppress(OSError):
-                found = _read(self.file)
-                if found is None:
+            try:
+                content = place.read()
+                found = _parsed(content)
+                if content is None:
                     _create(self.file, self._mine)
                 elif isinstance(found, Holder) and found.token != self._mine.token:
                     # This process slept for so long that it was given up.
                     self.lost = str(found)
                     return
                 else:
-                    _replace(self.file, self._mine)
+                    place.replace(content, _dumped(self._mine))
+                self._away = None
+            except (OSError, InputError) as error:
+                self._away = error if isinstance(error, ConnectionError) else None
 
 
-_held: dict[Path, _Held] = {}
+_held: dict[Address, _Held] = {}
+_left: set[str] = set()  # tokens of leases that this process gave up and could not delete
 _lock = threading.Lock()
 
 
 @contextmanager
-def lease(path: str | Path) -> Iterator[None]:
+def lease(path: str | Address) -> Iterator[None]:
     """Holds the store at `path` for the time of the block: nobody else may write it meanwhile.
 
     A thread may take again what it holds; another thread of the process may not. The lease of a holder that died is
     taken over: at once on the same machine, from another after `EXPIRY` seconds of waiting without a heartbeat.
 
-    Stores lie in folders, of this machine or mounted from another: what holds there is the exclusive creation of a
-    file, by a hard link where the file system has those. Object storage that is mounted as a folder (s3fs, gcsfuse)
-    creates nothing exclusively: two runs that start there in the same moment may not see each other.
+    In folders, of this machine or mounted from another, what holds is the exclusive creation of a file, by a hard link
+    where the file system has those; in object storage, that an object is put only where there is none. Object storage
+    that is mounted as a folder (s3fs, gcsfuse) creates nothing exclusively: two runs that start there in the same
+    moment may not see each other.
 
     Raises:
         InputError: where somebody else holds it, with who, where and since when; where the folder cannot be written.
+        ConnectionError: where object storage does not answer.
     """
-    path = Path(os.path.realpath(path))
+    path = _real(path)
     with _lock:
         held = _held.get(path)
         again = held is not None and held.thread == threading.get_ident()
@@ -136,50 +151,54 @@ def lease(path: str | Path) -> Iterator[None]:
             held.release()
 
 
-def check(path: str | Path) -> None:
+def check(path: str | Address) -> None:
     """Refuses to go on where this process held the store and no longer does.
 
     Raises:
         InputError: naming the new holder.
     """
-    held = _held.get(Path(os.path.realpath(path)))
+    held = _held.get(_real(path))
     if held is not None and held.lost is not None:
         raise InputError(
             f"{path} was taken over by {held.lost}, for this run gave no sign of life; run again when that has ended"
         )
 
 
-def holder(path: str | Path) -> Holder | None:
+def holder(path: str | Address) -> Holder | None:
     """Who else is at work on a store, as far as its lease tells without waiting; None for nobody or this process."""
-    path = Path(os.path.realpath(path))
-    found = _read(_file(path))
+    path = _real(path)
+    found = _parsed(place_of(_file(path)).read())
     if not isinstance(found, Holder) or path in _held or _is_alive(found) is False:
         return None
     return found
 
 
-def _acquire(path: Path, file: Path, mine: Holder) -> None:
+def _acquire(path: Address, file: Address, mine: Holder) -> None:
     try:
         # Whoever is here in its place may end, or be replaced, between any two of these lines: then from the start.
         while not _create(file, mine):
-            found = _read(file)
-            if found is None:
+            content = place_of(file).read()
+            if content is None:
                 continue
-            if _is_busy(path, file, found):
+            found = _parsed(content)
+            if _is_busy(path, file, content):
                 who = found if isinstance(found, Holder) else "a run that left no name"
                 raise InputError(
                     f"{path} is in use by {who}; wait until it ends, stop it, or choose another output folder"
                 )
-            if _take_over(file, found, mine):
+            if place_of(file).replace(content, _dumped(mine)):
                 return
+    except ConnectionError:
+        raise
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror}; free some space or choose another output folder"
         ) from error
 
 
-def _is_busy(path: Path, file: Path, found: Holder | bytes) -> bool:
+def _is_busy(path: Address, file: Address, content: bytes) -> bool:
     """Whether a lease's holder lives, in the end by waiting for its next heartbeat."""
+    found = _parsed(content)
     alive = _is_alive(found) if isinstance(found, Holder) else None
     if alive is not None:
         return alive
@@ -188,14 +207,16 @@ def _is_busy(path: Path, file: Path, found: Holder | bytes) -> bool:
     end = time.monotonic() + EXPIRY
     while time.monotonic() < end:
         time.sleep(_POLL)
-        now = _read(file)
-        if now != found:
+        now = place_of(file).read()
+        if now != content:
             return now is not None
     return False
 
 
 def _is_alive(found: Holder) -> bool | None:
     """Whether the holder's process is there; None where that cannot be seen from here."""
+    if found.token in _left:
+        return False
     if found.machine != _machine():
         return None
     try:
@@ -208,62 +229,18 @@ def _is_alive(found: Holder) -> bool | None:
     return None if started is None else started == found.started
 
 
-def _take_over(file: Path, dead: Holder | bytes, mine: Holder) -> bool:
-    """Puts `mine` in the place of a dead lease; False where somebody else was quicker."""
-    with suppress(FileNotFoundError), file.open("r+b") as stream:
-        # Of all who found this holder dead one may pass. The lock is that of the dead file, and goes with whoever
-        # holds it; file systems without locks leave a gap of microseconds.
-        with suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        here = os.fstat(stream.fileno())
-        if os.path.samestat(here, file.stat()) and _parsed(stream.read()) == dead:
-            _replace(file, mine)
-            return True
-    return False
-
-
-def _create(file: Path, mine: Holder) -> bool:
-    """Makes the lease, whole and only if there is none; says whether it is ours."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(file, mine)
-    try:
-        part.write_bytes(_dumped(mine))
-        try:
-            os.link(part, file)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with suppress(FileExistsError), file.open("xb") as stream:
-                stream.write(_dumped(mine))
-    finally:
-        part.unlink(missing_ok=True)
-    # A network may lose the answer to a link that was made.
-    found = _read(file)
+def _create(file: Address, mine: Holder) -> bool:
+    """Makes the lease, if there is none; says whether it is ours."""
+    place_of(file).create(_dumped(mine))
+    # A network may lose the answer to a lease that was made.
+    found = _parsed(place_of(file).read())
     return isinstance(found, Holder) and found.token == mine.token
 
 
-def _replace(file: Path, mine: Holder) -> None:
-    part = _part(file, mine)
-    try:
-        part.write_bytes(_dumped(mine))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(file: Path) -> Holder | bytes | None:
+def _parsed(content: bytes | None) -> Holder | bytes | None:
     """What a lease says; its bytes where they make no sense; None where there is none."""
     try:
-        return _parsed(file.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _parsed(content: bytes) -> Holder | bytes:
-    try:
-        return Holder(**json.loads(content))
+        return None if content is None else Holder(**json.loads(content))
     except (TypeError, ValueError):
         return content
 
@@ -272,12 +249,13 @@ def _dumped(holder: Holder) -> bytes:
     return json.dumps(asdict(holder)).encode()
 
 
-def _file(path: Path) -> Path:
+def _real(path: str | Address) -> Address:
+    address = address_of(path)
+    return Path(os.path.realpath(address)) if isinstance(address, Path) else address
+
+
+def _file(path: Address) -> Address:
     return path.with_name(f".{path.name}.lease")
-
-
-def _part(file: Path, mine: Holder) -> Path:
-    return file.with_name(f"{file.name}.{mine.token}")
 
 
 def _myself() -> Holder:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from tiling.address import Address, address_of
 from tiling.answer import Answer
 from tiling.area import Area
 from tiling.box import Box
@@ -31,6 +29,7 @@ from tiling.errors import InputError
 from tiling.grid import Axis, Grid
 from tiling.layout import STEPS, make_arrays
 from tiling.lease import lease
+from tiling.place import ROOT, place_of, read_all
 from tiling.predict import Predict
 from tiling.sources import Source
 from tiling.space import Space
@@ -42,7 +41,7 @@ ENGINE = 2
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A run on disk. Small and picklable: it holds a path and what the group's attributes say.
+    """A run on disk or in object storage. Small and picklable: its path, and what the group's attributes say.
 
     Attributes:
         stamp: the source's files as they were when the run began.
@@ -70,7 +69,7 @@ class Store:
 
     @property
     def group(self) -> zarr.Group:
-        return _group(self.path)
+        return place_of(address_of(self.path)).group()
 
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays."""
@@ -92,7 +91,7 @@ class Store:
         Raises:
             InputError: where it is not.
         """
-        attributes = _attributes(Path(self.path))
+        attributes = _attributes(address_of(self.path))
         if attributes is None or _identity(attributes) != self.identity:
             raise InputError(f"{self.path} was deleted or replaced while this run was writing it; run again")
 
@@ -134,18 +133,15 @@ class Store:
         sums = []
         for name in self.maps:
             crc = 0
-            for file in self.files(name, number):
-                try:
-                    content = file.read_bytes()
-                except FileNotFoundError:
-                    content = b""
+            for content in read_all(self.files(name, number)):
+                content = content or b""
                 # The length too: the end of one file must not pass for the beginning of the next.
                 crc = zlib.crc32(content, zlib.crc32(len(content).to_bytes(8, "little"), crc))
             sums.append(crc)
         sums.append(zlib.crc32(counts.astype("<i8").tobytes()))
         return np.array([*sums, zlib.crc32(np.array(sums, "<u4").tobytes())], np.uint32)
 
-    def files(self, name: str, number: int) -> Iterator[Path]:
+    def files(self, name: str, number: int) -> Iterator[Address]:
         """The chunks or shards that hold a block in one of the maps; none of them is another block's."""
         array = self.array(name)
         here = self.grid.block_box(number).relative(self.area.box.start)
@@ -153,7 +149,7 @@ class Store:
         unit = array.shards or array.chunks
         cells = (range(a // u, -(-b // u)) for a, b, u in zip(start, stop, unit, strict=True))
         for cell in product(*cells):
-            yield Path(self.path, name, array.metadata.encode_chunk_key(cell))
+            yield address_of(self.path) / name / array.metadata.encode_chunk_key(cell)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Makes blocks pending again, and removes what is left of them."""
@@ -162,7 +158,7 @@ class Store:
             # Zarr reads a chunk before it writes part of it, and cannot read a damaged one.
             for name in self.maps:
                 for file in self.files(name, number):
-                    file.unlink(missing_ok=True)
+                    place_of(file).delete()
 
     def done(self) -> NDArray[np.bool_]:
         """(blocks): whether each block's answer is there."""
@@ -226,7 +222,7 @@ class Store:
 
 
 def create(
-    path: str | Path,
+    path: str | Address,
     source: Source,
     grid: Grid,
     predict: Predict,
@@ -237,19 +233,21 @@ def create(
     """The store of a run: a new one, or the one of an earlier run of the same thing, with that run's blocks.
 
     Args:
-        path: a folder, by custom ending in .zarr.
+        path: a folder or an s3:// address, by custom ending in .zarr.
         area: what is wanted; all of the image by default. Its box is the grid's area.
         outputs: `probability` and `uncertainty` on request.
 
     Raises:
         InputError: where the path holds another run, something else, or cannot be written; where a run is under way.
+        ConnectionError: where object storage does not answer.
     """
+    path = address_of(path)
     with lease(path):
-        return _create(Path(path), source, grid, predict, area, outputs)
+        return _create(path, source, grid, predict, area, outputs)
 
 
 def _create(
-    path: Path, source: Source, grid: Grid, predict: Predict, area: Area | None, outputs: tuple[str, ...]
+    path: Address, source: Source, grid: Grid, predict: Predict, area: Area | None, outputs: tuple[str, ...]
 ) -> Store:
     area = area or Area(grid.area)
     assert area.box == grid.area, "the grid's blocks must part the area"
@@ -262,7 +260,8 @@ def _create(
         "engine": ENGINE,
     }
     made_from = {name: _digest(word) for name, word in words.items()}
-    if path.exists() and any(path.iterdir() if path.is_dir() else (path,)):
+    place = place_of(path)
+    if not place.is_empty():
         attributes = _attributes(path)
         if attributes is None:
             raise InputError(f"{path} exists and is no store of a run; move it or choose another output folder")
@@ -274,10 +273,8 @@ def _create(
             )
         return open_store(path)
     table = ClassTable.of(predict.classes)
-    # Made under another name: a run that is killed meanwhile leaves no store that is half there.
-    part = path.with_name(f".{path.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
+
+    def fill(part: Path) -> None:
         make_arrays(part, source.space, grid, table, outputs)
         zarr.open_group(part, mode="r+").attrs["lmseg"] = {
             "uri": source.uri,
@@ -289,26 +286,30 @@ def _create(
             "made_from": made_from,
             "stamp": stamp_of(source),
         }
-        part.replace(path)
+
+    try:
+        place.make(fill)
+    except ConnectionError:
+        raise
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise InputError(
             f"{path} cannot be written: {error.strerror}; free some space or choose another output folder"
         ) from error
     return open_store(path)
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Address) -> Store:
     """The store of an earlier run.
 
     Raises:
         InputError: where there is none.
+        ConnectionError: where object storage does not answer.
     """
-    attributes = _attributes(Path(path))
+    attributes = _attributes(address_of(path))
     if attributes is None:
         raise InputError(f"{path} is no store of a run; give the .zarr folder that lmseg segment wrote")
     return Store(
-        os.path.abspath(path),
+        str(address_of(path)),
         attributes["uri"],
         Space.from_json(attributes["space"]),
         Area.from_json(attributes["area"]),
@@ -321,20 +322,20 @@ def open_store(path: str | Path) -> Store:
     )
 
 
-def remove(path: str | Path) -> None:
+def remove(path: str | Address) -> None:
     """Deletes a store, and only a store; nothing happens where there is none.
 
     Raises:
         InputError: where the folder holds something else, or a run is under way on it.
     """
-    path = Path(path)
-    if not path.exists():
+    path = address_of(path)
+    if isinstance(path, Path) and not path.exists():
         return
+    place = place_of(path)
     with lease(path):
-        if _attributes(path) is None and (not path.is_dir() or any(path.iterdir())):
+        if _attributes(path) is None and not place.is_empty():
             raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
-        shutil.rmtree(path)
-        _group.cache_clear()
+        place.remove()
 
 
 def _digest(word: Any) -> str:
@@ -345,13 +346,14 @@ def _identity(attributes: dict[str, Any]) -> str:
     return json.dumps(attributes["made_from"], sort_keys=True)
 
 
-@lru_cache(maxsize=8)
-def _group(path: str) -> zarr.Group:
-    return zarr.open_group(path, mode="r+")
-
-
-def _attributes(path: Path) -> dict[str, Any] | None:
+def _attributes(path: Address) -> dict[str, Any] | None:
     try:
-        return json.loads((path / "zarr.json").read_text())["attributes"]["lmseg"]  # type: ignore[no-any-return]  # JSON
-    except (OSError, KeyError, TypeError, ValueError):
+        content = place_of(path / ROOT).read()
+    except ConnectionError:
+        raise
+    except OSError:
+        return None
+    try:
+        return json.loads(content or b"")["attributes"]["lmseg"]  # type: ignore[no-any-return]  # JSON
+    except (KeyError, TypeError, ValueError):
         return None

@@ -268,6 +268,8 @@ def _write(predict: Predict, store: Store, block: _Answered) -> BlockReport:
         block.seconds["write"] = time.perf_counter() - clock
         counts = [*block.answer.counts(store.classes), block.nonfinite, block.own]
         store.record(block.number, counts, [block.seconds[step] for step in STEPS])
+    except ConnectionError:
+        raise
     except OSError as error:
         raise InputError(
             f"{store.path} cannot take block {block.number}: {error.strerror or error}; free some space and run again"

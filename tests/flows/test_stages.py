@@ -9,6 +9,7 @@ import rasterio
 
 import tiling
 from flows import stages
+from flows.exports import exports_of
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from tiling import Box, InputError
 from tiling.store import Store
@@ -153,6 +154,6 @@ def test_a_store_knows_its_source_again(picture: str, raster_model: str, tmp_pat
     again = stages.reopen(store)
     assert again is not None
     assert again.space == run.image.space
-    assert stages.exports_of(Path(store.path)) == []
+    assert exports_of(Path(store.path)) == []
     stages.finish(run)
-    assert [p.name for p in stages.exports_of(Path(store.path))] == ["picture_labels.tif"]
+    assert [p.name for p in exports_of(Path(store.path))] == ["picture_labels.tif"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -30,6 +31,11 @@ def environment(host: str) -> dict[str, str]:
     }
 
 
+def take(environment: dict[str, str]) -> None:
+    """Has this process, a worker's, find the server too."""
+    os.environ.update(environment)
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """A bucket behind `s3://scenes/`."""
@@ -40,6 +46,26 @@ class ObjectStore:
     def put(self, key: str, file: Path) -> None:
         """Uploads a file, for everybody to read."""
         self._client().upload_file(str(file), BUCKET, key, ExtraArgs={"ACL": "public-read"})
+
+    def write(self, key: str, content: bytes) -> None:
+        self._client().put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    def keys(self, prefix: str) -> dict[str, str]:
+        """The keys under a prefix, without it, and their ETags."""
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        found = (item for page in pages for item in page.get("Contents", []))
+        return {item["Key"].removeprefix(f"{prefix}/"): item["ETag"] for item in found}
+
+    def fetch(self, prefix: str, folder: Path) -> Path:
+        """Downloads what lies under a prefix."""
+        for key in self.keys(prefix):
+            file = folder / key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(self.read(f"{prefix}/{key}"))
+        return folder
 
     def delete(self, key: str) -> None:
         self._client().delete_object(Bucket=BUCKET, Key=key)
@@ -84,8 +110,16 @@ def _client(address: str) -> Any:
 
 
 if __name__ == "__main__":
-    from moto.server import ThreadedMotoServer
+    from moto.server import DomainDispatcherApplication, ThreadedMotoServer
 
+    # S3 looks and puts in one step, moto in two.
+    step, answer = threading.Lock(), DomainDispatcherApplication.__call__
+
+    def one_at_a_time(self: Any, environ: Any, start: Any) -> Any:
+        with step:
+            return answer(self, environ, start)
+
+    DomainDispatcherApplication.__call__ = one_at_a_time
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

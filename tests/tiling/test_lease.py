@@ -42,7 +42,7 @@ def elsewhere(tmp_path):
         process.kill()
 
 
-def hold(path: Path) -> subprocess.Popen:
+def hold(path: Path | str) -> subprocess.Popen:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tiling.address import Address, address_of
 from tiling.checks import difference
 from tiling.errors import InputError, OutputError
 from tiling.heap import give_back
+from tiling.place import place_of
 from tiling.store import Store
 
 
-def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
+def export(store: Store, out: str | Address, name: str = "labels") -> list[Address]:
     """Writes one of a store's arrays; the ending of `out` picks the format.
 
     Args:
@@ -27,8 +27,9 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
     Raises:
         InputError: where the ending, the array or the size does not fit, or there is no room.
         OutputError: where what was written is not what the store holds.
+        ConnectionError: where object storage does not answer.
     """
-    out = Path(out)
+    out = address_of(out)
     if name != "labels" and name not in store.outputs:
         raise InputError(f"{store.path} holds no {name}; run lmseg segment with --{name}")
     if (pending := len(store.pending())) > 0:
@@ -49,25 +50,26 @@ def export(store: Store, out: str | Path, name: str = "labels") -> list[Path]:
         staged = write(store, folder / out.name, name)
         if name == "labels" and (problem := difference(store, staged[0])) is not None:
             raise OutputError(f"{out} was written wrongly: it {problem}; nothing is left of it")
-    return [out.parent / file.name for file in staged]
+    return [out.with_name(file.name) for file in staged]
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out`; what is in it at the end takes its place there, `out` last. Nothing does after an error.
+def whole(out: Address) -> Iterator[Path]:
+    """A folder to make `out` in; what is in it at the end takes its place, `out` last. Nothing does after an error.
 
     Raises:
         InputError: where there is no room or no right to write.
+        ConnectionError: where object storage does not answer.
     """
+    place = place_of(out.parent)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with place.staging(out.name) as folder:
             yield folder
             for file in sorted(folder.iterdir(), key=lambda f: f.name == out.name):
-                file.replace(out.parent / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            give_back()
+                place.take(file)
+    except ConnectionError:
+        raise
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error
+    finally:
+        give_back()

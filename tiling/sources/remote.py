@@ -108,7 +108,7 @@ def patiently(attempt: Callable[[], _T]) -> _T:
 
     The first wait is of `GDAL_HTTP_RETRY_DELAY` seconds, each other twice the one before.
     """
-    retries, delay = _number("GDAL_HTTP_MAX_RETRY"), _number("GDAL_HTTP_RETRY_DELAY")
+    retries, delay = number("GDAL_HTTP_MAX_RETRY"), number("GDAL_HTTP_RETRY_DELAY")
     end = time.monotonic() + PATIENCE
     while True:
         _complaints.forget()
@@ -182,6 +182,19 @@ def exists(name: str) -> bool:
     return False
 
 
+def number(name: str) -> float:
+    """What the environment, or else `OPTIONS`, says of a setting.
+
+    Raises:
+        InputError: where that is no number.
+    """
+    value = os.environ.get(name, OPTIONS[name])
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"the environment variable {name} is {value!r}; set it to a number") from None
+
+
 def _status(code: int) -> str:
     return f"HTTP status {code}" if code else "the connection stalled or broke off"
 
@@ -206,11 +219,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _number(name: str) -> float:
-    value = os.environ.get(name, OPTIONS[name])
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(f"the environment variable {name} is {value!r}; set it to a number") from None

@@ -1,0 +1,229 @@
+"""What is done where a run lies that files and objects do each in their own way.
+
+Folders rename and link; object storage puts an object on a condition. Either way a file or a store appears whole or not
+at all, one of many who create a file at once succeeds, and nobody overwrites what they have not seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+import zarr
+
+from tiling.address import Address
+from tiling.errors import InputError
+
+ROOT = "zarr.json"  # of a store; where it is missing, there is none
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without hard links
+_AT_ONCE = 16  # objects that are read side by side: each is an answer to wait for
+
+
+class Place(ABC):
+    """A file, a folder of results, or the store of a run.
+
+    Everything raises InputError where a server refuses it for good and ConnectionError where it does not answer; a
+    folder raises what its file system does.
+    """
+
+    # --- a file ---
+
+    @abstractmethod
+    def read(self) -> bytes | None:
+        """What it holds; None where there is none."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def create(self, content: bytes) -> bool:
+        """Makes it, whole and only if there is none; False where there was one, or may have been."""
+
+    @abstractmethod
+    def replace(self, old: bytes, new: bytes) -> bool:
+        """Puts `new` in the place of `old`; False where it holds something else, or is gone."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Deletes it; nothing happens where there is none."""
+
+    @abstractmethod
+    def fetched(self) -> AbstractContextManager[Path]:
+        """It as a file of this machine, for the time of the block."""
+
+    # --- a folder of results ---
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Makes the folder, and refuses one in which nothing can be made.
+
+        Raises:
+            InputError: with what to do about it.
+        """
+
+    @abstractmethod
+    def staging(self, name: str) -> AbstractContextManager[Path]:
+        """A folder of this machine in which the file `name` is made, for the time of the block."""
+
+    @abstractmethod
+    def take(self, file: Path) -> None:
+        """Gives a staged file its place."""
+
+    # --- a store ---
+
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether a store can be made here."""
+
+    @abstractmethod
+    def make(self, fill: Callable[[Path], None]) -> None:
+        """Has `fill` write a store to a path that is free, and gives it its place, whole or not at all."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Deletes a store, and everything under it."""
+
+    @abstractmethod
+    def group(self) -> zarr.Group:
+        """A store, opened for reading and writing."""
+
+
+class Folder(Place):
+    """On a file system of this machine, or mounted from another."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def exists(self) -> bool:
+        return self._path.is_file()
+
+    def create(self, content: bytes) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._written(content) as part:
+            try:
+                os.link(part, self._path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with suppress(FileExistsError), self._path.open("xb") as stream:
+                    stream.write(content)
+                    return True
+                return False
+        return True
+
+    def replace(self, old: bytes, new: bytes) -> bool:
+        with suppress(FileNotFoundError), self._path.open("r+b") as stream:
+            # Of all who saw `old` one may pass. The lock is that of the old file, and goes with whoever holds it; file
+            # systems without locks leave a gap of microseconds.
+            with suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            here = os.fstat(stream.fileno())
+            if os.path.samestat(here, self._path.stat()) and stream.read() == old:
+                with self._written(new) as part:
+                    part.replace(self._path)
+                return True
+        return False
+
+    def delete(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        yield self._path
+
+    def check_writable(self) -> None:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            probe = self._path / f".lmseg-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            message = f"{self._path} cannot be written: {error.strerror}; choose another output folder"
+            raise InputError(message) from error
+
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        self._path.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._path))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, file: Path) -> None:
+        file.replace(self._path / file.name)
+
+    def is_empty(self) -> bool:
+        return not self._path.exists() or (self._path.is_dir() and not any(self._path.iterdir()))
+
+    def make(self, fill: Callable[[Path], None]) -> None:
+        # Under another name: a run that is killed meanwhile leaves no store that is half there.
+        part = self._path.with_name(f".{self._path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            fill(part)
+            part.replace(self._path)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def remove(self) -> None:
+        if self._path.exists():
+            shutil.rmtree(self._path)
+        _opened.cache_clear()
+
+    def group(self) -> zarr.Group:
+        return _opened(self._path)
+
+    @contextmanager
+    def _written(self, content: bytes) -> Iterator[Path]:
+        part = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}")
+        try:
+            part.write_bytes(content)
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path) -> zarr.Group:
+    return zarr.open_group(path, mode="r+")
+
+
+def place_of(address: Address) -> Place:
+    """What can be done at an address."""
+    if isinstance(address, Path):
+        return Folder(address)
+    # Most runs need no client of object storage.
+    from tiling.bucket import Bucket
+
+    return Bucket(address)
+
+
+def read_all(files: Iterable[Address]) -> Iterator[bytes | None]:
+    """What files hold, in their order; None for those that are not there."""
+    places = [place_of(file) for file in files]
+    if all(isinstance(place, Folder) for place in places):
+        yield from (place.read() for place in places)
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(lambda place: place.read(), places)
