@@ -69,7 +69,8 @@ def _score(
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-            _FITTING[predict.digest, tile] = size // 2
+            # Another batch may have found out more meanwhile.
+            _FITTING[predict.digest, tile] = min(size // 2, fitting_batch(predict, tile))
             # Only behind this clause: the error holds on to what the failed call had on the device.
             continue
         expected = (size, n_classes, *tile)
