@@ -16,6 +16,8 @@ from tiling.predict import Array, Predict
 
 # Of this process: the batch of a model and tile that the device had memory for, where it is smaller than asked for.
 _FITTING: dict[tuple[str, tuple[int, ...]], int] = {}
+# Batches that are under way on a CPU while one is used.
+AHEAD = 2
 _WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate")
 
 
@@ -41,7 +43,7 @@ def predicted(
     Raises:
         ValueError: where scores have another shape.
     """
-    ahead = 2 if str(device(placed)) == "cpu" else 1
+    ahead = AHEAD if str(device(placed)) == "cpu" else 1
     coming: deque[Future[list[tuple[Box, Array]]]] = deque()
     left = deque(tiles)
     with ThreadPoolExecutor(ahead, thread_name_prefix="network") as network:

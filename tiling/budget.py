@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace, to_device
 
 from tiling.area import Area
+from tiling.batches import AHEAD
 from tiling.errors import InputError
 from tiling.grid import Grid
 from tiling.layout import CHUNK
@@ -79,13 +80,14 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
     once = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
     n_classes = len(predict.classes)
     maps = 1 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
+    scores = AHEAD * predict.batch * 4 * n_classes * math.prod(grid.tile)  # besides those of the batch that was timed
     return Plan(
         grid.n_tiles,
         grid.n_blocks,
         grid.block,
         grid.tile,
         grid.n_tiles / once.n_tiles - 1,
-        BASE + measured.memory + block_bytes(source, grid, n_classes, outputs),
+        BASE + measured.memory + scores + block_bytes(source, grid, n_classes, outputs),
         2 * maps * grid.area.size,
         grid.n_tiles * measured.seconds,
     )
