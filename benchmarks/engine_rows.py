@@ -48,6 +48,20 @@ def formats(ndim: int) -> Any:
     return {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]
 
 
+def scorer(folder: Path, ndim: int) -> Callable[[Any], Any]:
+    """From tiles (B, C, *tile) to logits, warmed up."""
+    import torch
+
+    network = network_of(folder, ndim)
+
+    def score(batch: Any) -> Any:
+        return network(batch.contiguous(memory_format=formats(ndim))).logits
+
+    with torch.inference_mode():
+        score(torch.zeros(BATCH, CHANNELS[ndim], *TILE[ndim]))
+    return score
+
+
 def bare(folder: Path, ndim: int) -> Callable[[], Any]:
     """The network on every tile of the grid, one thread a tile, as many at a time as there are cores."""
     import torch
@@ -95,10 +109,7 @@ def monai(folder: Path, ndim: int, **options: Any) -> Callable[[], Any]:
     import torch
     from monai.inferers import sliding_window_inference
 
-    network = network_of(folder, ndim)
-
-    def score(batch: Any) -> Any:
-        return network(batch.contiguous(memory_format=formats(ndim))).logits
+    score = scorer(folder, ndim)
 
     def run() -> None:
         with torch.inference_mode():
@@ -107,8 +118,6 @@ def monai(folder: Path, ndim: int, **options: Any) -> Callable[[], Any]:
             )
             scores[0].argmax(0).to(torch.uint8).numpy()  # type: ignore[index, union-attr]
 
-    with torch.inference_mode():
-        score(torch.zeros(BATCH, CHANNELS[ndim], *TILE[ndim]))
     return run
 
 
@@ -130,11 +139,8 @@ def monai_zarr(folder: Path, ndim: int) -> Callable[[], Any]:
     from monai.inferers import PatchInferer, SlidingWindowSplitter, ZarrAvgMerger
     from zarr.storage import LocalStore
 
-    network = network_of(folder, ndim)
+    score = scorer(folder, ndim)
     scratch = Path(tempfile.mkdtemp(dir=folder))
-
-    def score(batch: Any) -> Any:
-        return network(batch.contiguous(memory_format=formats(ndim))).logits
 
     def run() -> None:
         with torch.inference_mode():
@@ -152,8 +158,6 @@ def monai_zarr(folder: Path, ndim: int) -> Callable[[], Any]:
             for top in range(0, image.shape[2], rows):
                 scores[0, :, top : top + rows].argmax(0).astype(np.uint8)
 
-    with torch.inference_mode():
-        score(torch.zeros(BATCH, CHANNELS[ndim], *TILE[ndim]))
     return run
 
 
@@ -162,14 +166,9 @@ def torchio(folder: Path, ndim: int) -> Callable[[], Any]:
     import torch
     import torchio as tio
 
-    network = network_of(folder, ndim)
+    score = scorer(folder, ndim)
     flat = (1,) * (3 - ndim)
     overlap = tuple(round(n * OVERLAP) for n in TILE[ndim])
-
-    def score(batch: Any) -> Any:
-        tiles = batch.reshape(*batch.shape[: 2 + ndim]).contiguous(memory_format=formats(ndim))
-        logits = network(tiles).logits
-        return logits.reshape(*logits.shape, *flat)
 
     def run() -> None:
         with torch.inference_mode():
@@ -178,11 +177,11 @@ def torchio(folder: Path, ndim: int) -> Callable[[], Any]:
             sampler = tio.GridSampler(subject, (*TILE[ndim], *flat), (*overlap, *(0,) * (3 - ndim)))
             aggregator = tio.GridAggregator(sampler, overlap_mode="hann")
             for batch in tio.SubjectsLoader(sampler, batch_size=BATCH):
-                aggregator.add_batch(score(batch["image"][tio.DATA]), batch[tio.LOCATION])
+                tiles = batch["image"][tio.DATA]
+                logits = score(tiles.reshape(*tiles.shape[: 2 + ndim]))
+                aggregator.add_batch(logits.reshape(*logits.shape, *flat), batch[tio.LOCATION])
             aggregator.get_output_tensor().argmax(0).to(torch.uint8).numpy()
 
-    with torch.inference_mode():
-        score(torch.zeros(BATCH, CHANNELS[ndim], *TILE[ndim], *flat))
     return run
 
 

@@ -1,6 +1,5 @@
 """What a run is told: one flat model each for rasters and volumes, shown as a form in Prefect's UI."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from flows.paths import check_absolute
 from tiling.address import Address, ObjectPath, address_of
 from tiling.errors import InputError
 
@@ -53,9 +53,8 @@ Bytes = Annotated[
 
 
 def _place(output: str | Address) -> Address:
-    # A deployment runs in a temporary working directory: a relative folder would vanish with it.
-    if not isinstance(output, ObjectPath) and "://" not in str(output) and not Path(output).is_absolute():
-        raise ValueError(f"output {str(output)!r} is relative; give an absolute path such as {os.sep}data{os.sep}out")
+    if not isinstance(output, ObjectPath) and "://" not in str(output):
+        check_absolute(Path(output), "output", "out")
     return address_of(output)
 
 

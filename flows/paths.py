@@ -7,12 +7,18 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationInfo
 
 
-def _check_absolute(path: Path, info: ValidationInfo) -> Path:
+def check_absolute(path: Path, name: str, example: str) -> Path:
+    """The path of the field `name`; ValueError where it is relative, with one that would do."""
     # A deployment runs in a temporary working directory: what is relative to it is lost.
     if not path.is_absolute():
-        name = info.field_name
-        raise ValueError(f"{name} {str(path)!r} is relative; give an absolute path such as {os.sep}data{os.sep}{name}")
+        raise ValueError(
+            f"{name} {str(path)!r} is relative; give an absolute path such as {os.sep}data{os.sep}{example}"
+        )
     return path
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_check_absolute)]
+def _of_field(path: Path, info: ValidationInfo) -> Path:
+    return check_absolute(path, str(info.field_name), str(info.field_name))
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_of_field)]

@@ -6,12 +6,12 @@ import numpy as np
 
 from tiling import InputError, Space
 
-# Of a pixel or voxel: what two tools may round a placement by.
-_NEAR = 0.05
 
-
-def check_same_place(name: str, space: Space, other_name: str, other: Space) -> None:
+def check_same_place(name: str, space: Space, other_name: str, other: Space, near: float) -> None:
     """Refuses two images that do not lie pixel on pixel.
+
+    Args:
+        near: of a pixel or voxel, by which rounding may have moved one.
 
     Raises:
         InputError: where they differ in shape, in CRS where both have one, or by more than rounding in their place.
@@ -28,7 +28,7 @@ def check_same_place(name: str, space: Space, other_name: str, other: Space) -> 
                 "warp one onto the other"
             )
     far = _apart(space, other)
-    if not far <= _NEAR:
+    if not far <= near:
         what = "pixels" if space.ndim == 2 else "voxels"
         raise InputError(
             f"{name} and {other_name} lie at different places, {far:.3g} {what} apart; warp one onto the other"

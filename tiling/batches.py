@@ -46,13 +46,15 @@ def predicted(
     ahead = AHEAD if str(device(placed)) == "cpu" else 1
     coming: deque[Future[list[tuple[Box, Array]]]] = deque()
     left = deque(tiles)
+    room = 1  # the first alone: it finds out for how many tiles the device has memory
     with ThreadPoolExecutor(ahead, thread_name_prefix="network") as network:
         while left or coming:
-            while left and len(coming) <= ahead:
+            while left and len(coming) < room:
                 size = min(fitting_batch(predict, left[0].shape), len(left))
                 batch = [left.popleft() for _ in range(size)]
                 coming.append(network.submit(_score, predict, placed, reach, batch, n_classes))
             yield from coming.popleft().result()
+            room = ahead + 1
 
 
 def _score(

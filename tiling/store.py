@@ -148,8 +148,9 @@ class Store:
         start, stop = (0,) * (array.ndim - len(here.shape)) + here.start, array.shape[: -len(here.shape)] + here.stop
         unit = array.shards or array.chunks
         cells = (range(a // u, -(-b // u)) for a, b, u in zip(start, stop, unit, strict=True))
+        folder = address_of(self.path) / name
         for cell in product(*cells):
-            yield address_of(self.path) / name / array.metadata.encode_chunk_key(cell)
+            yield folder / array.metadata.encode_chunk_key(cell)
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Makes blocks pending again, and removes what is left of them."""

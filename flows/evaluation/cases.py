@@ -10,6 +10,7 @@ from flows.evaluation.labels import LabelMap, is_store
 from flows.placement import check_same_place
 from tiling import InputError
 
+_NEAR = 0.05  # of a pixel or voxel: what two tools may round a placement by
 _IMAGE = r"\.(?:zarr|nii|nii\.gz|tif|tiff|png|vrt|img|jp2|bmp|webp)"
 # What `lmseg segment` writes beside the labels.
 _OTHERS = re.compile(rf"_(?:preview|prob|uncertainty){_IMAGE}$", re.IGNORECASE)
@@ -57,7 +58,7 @@ def pair(prediction: str, truth: str) -> list[Case]:
 
 def _case(name: str, prediction: str, truth: str) -> Case:
     case = Case(name, LabelMap.open(prediction), LabelMap.open(truth))
-    check_same_place(prediction, case.prediction.space, truth, case.truth.space)
+    check_same_place(prediction, case.prediction.space, truth, case.truth.space, _NEAR)
     return case
 
 

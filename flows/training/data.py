@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lmseg_core.training.settings import DataSettings, Pairs
     from lmseg_core.training.windows import Example
 
+# How far, in pixels, an image and its labels may lie apart: what rounding in a header does.
+_NEAR = 0.01
+
 
 @dataclass(frozen=True)
 class ImagePixels:
@@ -108,13 +111,13 @@ def _example(data: DataSettings, pair: Pairs, images: Sequence[str], label: str,
 
     sources = tuple(tiling.open(image, bands=bands) for image, bands in zip(images, pair.chosen, strict=True))
     for source in sources[1:]:
-        check_same_place(sources[0].uri, sources[0].space, source.uri, source.space)
+        check_same_place(sources[0].uri, sources[0].space, source.uri, source.space, _NEAR)
     labels: LabelPixels | PolygonLabels
     if is_vector(label):
         labels = PolygonLabels.open(label, sources[0], pair.attribute, tuple(names), dict(_lookup(data)))
     else:
         truth = tiling.open(label)
-        check_same_place(sources[0].uri, sources[0].space, truth.uri, truth.space)
+        check_same_place(sources[0].uri, sources[0].space, truth.uri, truth.space, _NEAR)
         if truth.channels != 1:
             raise InputError(f"{label} has {truth.channels} bands; give a label map with one")
         labels = LabelPixels(truth, _lookup(data), data.values is not None)

@@ -28,6 +28,7 @@ def _learn(one: str, other: str) -> None:
 
 Use = Callable[[str, str], None]
 USES = pytest.mark.parametrize("use", [_compare, _learn], ids=["compared", "learned"])
+NEAR = {_compare: 0.05, _learn: 0.01}  # of a pixel
 
 
 def _raster(path: Path, shape: tuple[int, int] = (8, 8), **profile: Any) -> str:
@@ -37,8 +38,11 @@ def _raster(path: Path, shape: tuple[int, int] = (8, 8), **profile: Any) -> str:
 @USES
 def test_what_two_tools_round_a_placement_by_is_the_same_place(use: Use, tmp_path: Path) -> None:
     one = _raster(tmp_path / "one.tif")
-    for name, step in (("same", 0), ("rounded", 0.04)):
+    for name, step in (("same", 0), ("rounded", 0.8 * NEAR[use])):
         use(one, _raster(tmp_path / f"{name}.tif", transform=PLACE["transform"] @ Affine.translation(step, 0)))
+    far = _raster(tmp_path / "far.tif", transform=PLACE["transform"] @ Affine.translation(1.2 * NEAR[use], 0))
+    with pytest.raises(InputError, match="lie at different places"):
+        use(one, far)
     use(one, _raster(tmp_path / "bare.tif", crs=None))  # an export without a CRS says nothing against it
 
 

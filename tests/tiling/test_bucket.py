@@ -6,7 +6,6 @@ import pickle
 import signal
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
 
 import nibabel
@@ -21,7 +20,7 @@ from tests.tiling.predictors import Mixing
 from tests.tiling.refusals import refused
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
 from tests.tiling.s3 import BUCKET, take
-from tests.tiling.test_lease import hold, stranger
+from tests.tiling.test_lease import hold, one_gets_it, stranger
 from tiling import Grid
 from tiling import lease as leases
 from tiling.address import address_of
@@ -196,23 +195,11 @@ def test_the_heart_beats_until_the_lease_is_another_s(bucket, prefix, out, monke
 @pytest.mark.parametrize("dead", [False, True])
 def test_of_many_who_come_at_once_one_gets_it(bucket, prefix, out, dead):
     for attempt in range(5):
-        path, start, got = address_of(f"{out}/{attempt}.zarr"), threading.Barrier(4), []
+        path = address_of(f"{out}/{attempt}.zarr")
         if dead:
             gone = replace(leases._myself(), token="before", started="1")
             bucket.write(f"{prefix}/.{attempt}.zarr.lease", json.dumps(asdict(gone)).encode())
-
-        def take(path=path, start=start, got=got):
-            start.wait()
-            with suppress(tiling.InputError):
-                got.append(leases._Held(path))
-
-        threads = [threading.Thread(target=take) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(got) == 1
-        got[0].release()
+        one_gets_it(path)
     assert bucket.keys(prefix) == {}
 
 

@@ -95,11 +95,9 @@ def test_a_batch_that_is_too_large_is_halved_and_said_once(tmp_path, caplog, err
         store = tiling.create(tmp_path / "small.zarr", source, grid, small, outputs=EVERYTHING)
         tiling.segment(source, small, store, on_block=reports.append)
     assert same(maps(store), expected)
-    tried = log.read_text().split()
-    # Once on the way down by each of the two batches that are under way, and never again.
-    assert set(tried) == {"8", "4", "2"}
-    assert tried.count("8") <= 2
-    assert tried.count("4") <= 2
+    # Once each on the way down, and never again.
+    assert log.read_text().split()[:2] == ["8", "4"]
+    assert set(log.read_text().split()[2:]) == {"2"}
     assert {r.batch for r in reports} == {2}
     said = [r.getMessage() for r in caplog.records if r.name.startswith("tiling")]
     assert said == [f"{source.uri}: no device memory for 8 tiles at a time; going on with 2"]

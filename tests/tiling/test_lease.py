@@ -49,6 +49,24 @@ def hold(path: Path | str) -> subprocess.Popen:
     return process
 
 
+def one_gets_it(path) -> None:
+    """Four come at once, and one of them holds the lease, until it gives it back."""
+    start, got = threading.Barrier(4), []
+
+    def take() -> None:
+        start.wait()
+        with suppress(tiling.InputError):
+            got.append(leases._Held(path))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    got[0].release()
+
+
 def written(path: Path, found: Holder) -> Path:
     """A lease as its holder left it."""
     file = path.with_name(f".{path.name}.lease")
@@ -261,20 +279,7 @@ def test_of_many_who_find_it_dead_one_takes_it_over(tmp_path):
     for attempt in range(30):
         path = tmp_path / f"{attempt}.zarr"
         written(path, replace(leases._myself(), token="before", started="1"))
-        start, got = threading.Barrier(4), []
-
-        def take(path=path, start=start, got=got) -> None:
-            start.wait()
-            with suppress(tiling.InputError):
-                got.append(leases._Held(path))
-
-        threads = [threading.Thread(target=take) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(got) == 1
-        got[0].release()
+        one_gets_it(path)
 
 
 # --- stores ---
