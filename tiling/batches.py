@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,11 @@ def predicted(
         ValueError: where scores have another shape.
     """
     ahead = AHEAD if str(device(placed)) == "cpu" else 1
+    network = _threads(ahead)
     coming: deque[Future[list[tuple[Box, Array]]]] = deque()
     left = deque(tiles)
     room = 1  # the first alone: it finds out for how many tiles the device has memory
-    with ThreadPoolExecutor(ahead, thread_name_prefix="network") as network:
+    try:
         while left or coming:
             while left and len(coming) < room:
                 size = min(fitting_batch(predict, left[0].shape), len(left))
@@ -55,6 +57,14 @@ def predicted(
                 coming.append(network.submit(_score, predict, placed, reach, batch, n_classes))
             yield from coming.popleft().result()
             room = ahead + 1
+    finally:  # where a batch failed, or nobody wants the rest
+        wait([batch for batch in coming if not batch.cancel()])
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads that wait for the network; starting them for each block would cost as much as a small block."""
+    return ThreadPoolExecutor(count, thread_name_prefix="network")
 
 
 def _score(

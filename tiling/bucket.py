@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import zarr
@@ -173,9 +173,9 @@ class Bucket(Place):
                     obstore.delete(self._client, keys)
         mark.delete()
 
-    def group(self) -> zarr.Group:
+    def array(self, name: str, version: str) -> zarr.Array[Any]:
         with _spoken(self._path):
-            return _opened(self._path, _environment())
+            return _opened(self._path, name, version, _environment())
 
     def _upload(self, file: Path, to: ObjectPath) -> None:
         with _spoken(to):
@@ -241,9 +241,9 @@ def _client(bucket: str, _: frozenset[tuple[str, str]], prefix: str | None = Non
     return S3Store(bucket, prefix=prefix, config=config, client_options=client, retry_config=retry)
 
 
-@lru_cache(maxsize=8)
-def _opened(path: ObjectPath, environment: frozenset[tuple[str, str]]) -> zarr.Group:
-    return zarr.open_group(_Chunks(_client(path.bucket, environment, path.key)), mode="r+")
+@lru_cache(maxsize=32)
+def _opened(path: ObjectPath, name: str, version: str, environment: frozenset[tuple[str, str]]) -> zarr.Array[Any]:
+    return zarr.open_array(_Chunks(_client(path.bucket, environment, path.key)), path=name, mode="r+")
 
 
 def _yes(name: str, default: str) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
+from tiling.record import is_whole
 from tiling.store import Store
 
 
@@ -24,19 +22,15 @@ class Damage(NamedTuple):
 def damaged(store: Store) -> Iterator[Damage]:
     """Compares the files of every block that is done with its checksums, a file at a time.
 
-    Reads what the maps take on disk: a hundredth of the time of an export. Stores of before there were checksums have
-    no damage that could be seen.
+    Reads what the maps take on disk: a hundredth of the time of an export.
     """
-    if "checksums" not in store.group:
-        return
-    expected, counts = store.rows("checksums"), store.rows("counts")
-    for number in np.flatnonzero(store.done()).tolist():
-        *sums, own = expected[number]
-        found = store.checksums(number, counts[number])[:-1]
-        if own != zlib.crc32(np.array(sums, "<u4").tobytes()):
-            yield Damage(number, ("checksums",))
-        elif (wrong := found != sums).any():
-            yield Damage(number, tuple(n for n, w in zip((*store.maps, "counts"), wrong, strict=True) if w))
+    for number, row in enumerate(store.rows()):
+        if not store.accepts(number, row):
+            continue
+        if not is_whole(row):
+            yield Damage(number, ("record",))
+        elif (wrong := row["files"] != store.checksums(number)).any():
+            yield Damage(number, tuple(n for n, w in zip(store.maps, wrong, strict=True) if w))
 
 
 def mend(store: Store) -> list[Damage]:

@@ -10,12 +10,10 @@ import zarr
 
 from tiling.classes import ClassTable
 from tiling.grid import Grid
+from tiling.record import row_type
 from tiling.space import Space
 
 CHUNK = {2: 512, 3: 64}
-# Where the time of a block goes. Reading and writing have threads of their own; in the others the device has no other
-# work: it waits for what is read, takes the raw block, scores, blends, and waits for the block before to be written.
-STEPS = ("read", "wait", "move", "network", "blend", "hold", "write")
 _SHARD = 4  # chunks a side, in 3D: GDAL before 3.13 cannot open sharded rasters
 
 
@@ -61,13 +59,11 @@ def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs
             fill_value=255,
             dimension_names=names,
         )
-    width = len(table) + 3
-    group.create_array("counts", shape=(grid.n_blocks, width), dtype="int64", chunks=(1, width), fill_value=0)
-    steps = len(STEPS)
-    group.create_array("seconds", shape=(grid.n_blocks, steps), dtype="float64", chunks=(1, steps), fill_value=0)
-    sums = 1 + len(outputs) + 2
-    group.create_array("checksums", shape=(grid.n_blocks, sums), dtype="uint32", chunks=(1, sums), fill_value=0)
-    group.create_array("manifest", shape=(grid.n_blocks, 32), dtype="uint8", chunks=(1, 32), fill_value=0)
+    # A file a row, which holds its bytes and nothing else.
+    size = row_type(len(table), 1 + len(outputs)).itemsize
+    group.create_array(
+        "record", shape=(grid.n_blocks, size), dtype="uint8", chunks=(1, size), compressors=None, fill_value=0
+    )
     if len(shape) == 2:
         _write_gdal_georeference(group, space.crop(grid.area))
 

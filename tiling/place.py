@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import zarr
 
@@ -95,8 +96,12 @@ class Place(ABC):
         """Deletes a store, and everything under it."""
 
     @abstractmethod
-    def group(self) -> zarr.Group:
-        """A store, opened for reading and writing."""
+    def array(self, name: str, version: str) -> zarr.Array[Any]:
+        """An array of a store, opened for reading and writing.
+
+        Args:
+            version: tells the store from others that lay here before; what is opened is kept for later calls.
+        """
 
 
 class Folder(Place):
@@ -189,10 +194,9 @@ class Folder(Place):
     def remove(self) -> None:
         if self._path.exists():
             shutil.rmtree(self._path)
-        _opened.cache_clear()
 
-    def group(self) -> zarr.Group:
-        return _opened(self._path)
+    def array(self, name: str, version: str) -> zarr.Array[Any]:
+        return _opened(self._path / name, version)
 
     @contextmanager
     def _written(self, content: bytes) -> Iterator[Path]:
@@ -204,9 +208,9 @@ class Folder(Place):
             part.unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=8)
-def _opened(path: Path) -> zarr.Group:
-    return zarr.open_group(path, mode="r+")
+@lru_cache(maxsize=32)
+def _opened(path: Path, version: str) -> zarr.Array[Any]:
+    return zarr.open_array(path, mode="r+")
 
 
 def place_of(address: Address) -> Place:

@@ -1,8 +1,8 @@
 """One Zarr v3 group a run: the label map, what else was asked for, and a record of what is done.
 
-`labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), `counts` (blocks, K + 3), `seconds`
-(blocks, 7), `checksums` (blocks, maps + 2) and `manifest` (blocks, 32): the digest of everything a block's answer
-depends on, written last. A block is pending while its digest differs; that is the whole of resuming.
+`labels` (*S), on request `probability` (K, *S) and `uncertainty` (*S), and `record` (blocks, bytes): a row a block,
+written last, with the digest of everything its answer depends on. A block is pending while its digest differs; that is
+the whole of resuming.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
 from tiling.grid import Axis, Grid
-from tiling.layout import STEPS, make_arrays
+from tiling.layout import make_arrays
 from tiling.lease import lease
 from tiling.place import ROOT, place_of, read_all
 from tiling.predict import Predict
+from tiling.record import STEPS, make_row, read_rows, row_type
 from tiling.sources import Source
 from tiling.space import Space
 from tiling.stamp import Stamp, stamp_of
 
 # Goes up when the same input, model and settings would give another answer.
 ENGINE = 2
+# Goes up when stores lie otherwise.
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +70,10 @@ class Store:
         """The placement of the label map: the area's part of the image."""
         return self.space.crop(self.area.box)
 
-    @property
-    def group(self) -> zarr.Group:
-        return place_of(address_of(self.path)).group()
-
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays."""
-        array = self.group[name]
-        assert isinstance(array, zarr.Array)
-        return array
+        # What the arrays are like follows from these.
+        return place_of(address_of(self.path)).array(name, f"{self.identity} {self.grid}")
 
     def is_made_from(self, name: str, word: str) -> bool:
         """Whether the run's `source` has this fingerprint, or its `model` this digest."""
@@ -117,15 +115,12 @@ class Store:
             counts: (K + 3): pixels of each class, without an answer, and not finite; tiles predicted.
             seconds: (7): spent in each of `STEPS`.
         """
-        row = np.array(counts, np.int64)
-        self.array("counts")[number] = row
-        self.array("seconds")[number] = np.array(seconds)
-        if "checksums" in self.group:
-            self.array("checksums")[number] = self.checksums(number, row)
-        self.array("manifest")[number] = np.frombuffer(self.digest(self.grid.block_box(number)), np.uint8)
+        digest = self.digest(self.grid.block_box(number))
+        row = make_row(self._row, digest, counts, self.checksums(number), seconds)
+        self.array("record")[number] = np.frombuffer(row, np.uint8)
 
-    def checksums(self, number: int, counts: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """(maps + 2): CRC-32 of the files that hold a block in each map, of its counts, and of these numbers.
+    def checksums(self, number: int) -> list[int]:
+        """(maps): CRC-32 of the files that hold a block in each map.
 
         Files and not values: a tenth of the bytes, and nothing to decode. A file that is not there counts as empty,
         for Zarr leaves out chunks that hold only the fill value.
@@ -138,8 +133,7 @@ class Store:
                 # The length too: the end of one file must not pass for the beginning of the next.
                 crc = zlib.crc32(content, zlib.crc32(len(content).to_bytes(8, "little"), crc))
             sums.append(crc)
-        sums.append(zlib.crc32(counts.astype("<i8").tobytes()))
-        return np.array([*sums, zlib.crc32(np.array(sums, "<u4").tobytes())], np.uint32)
+        return sums
 
     def files(self, name: str, number: int) -> Iterator[Address]:
         """The chunks or shards that hold a block in one of the maps; none of them is another block's."""
@@ -155,56 +149,36 @@ class Store:
     def forget(self, numbers: Iterable[int]) -> None:
         """Makes blocks pending again, and removes what is left of them."""
         for number in numbers:
-            self.array("manifest")[number] = 0
             # Zarr reads a chunk before it writes part of it, and cannot read a damaged one.
-            for name in self.maps:
-                for file in self.files(name, number):
-                    place_of(file).delete()
+            for file in (self._row_file(number), *(file for name in self.maps for file in self.files(name, number))):
+                place_of(file).delete()
 
-    def done(self) -> NDArray[np.bool_]:
-        """(blocks): whether each block's answer is there."""
-        recorded = zip(self.rows("manifest"), self.grid.blocks(), strict=True)
-        return np.array([row.tobytes() == self.digest(box) for row, box in recorded], bool)
+    def rows(self, numbers: Sequence[int] | None = None) -> NDArray[np.void]:
+        """What is kept of some blocks, all by default, as `row_type` has it; zeros where there is nothing."""
+        numbers = range(self.grid.n_blocks) if numbers is None else numbers
+        return read_rows(self._row, list(read_all(map(self._row_file, numbers))))
 
-    def is_done(self, number: int) -> bool:
-        """Whether one block's answer is there."""
-        try:
-            row = np.asarray(self.array("manifest")[number])
-        except OSError:
-            raise
-        except Exception:  # each codec has its own
-            return False
-        return row.tobytes() == self.digest(self.grid.block_box(number))
+    def done(self, numbers: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """Whether the answer of each of some blocks is there, of all by default."""
+        numbers = range(self.grid.n_blocks) if numbers is None else numbers
+        return np.array([self.accepts(n, row) for n, row in zip(numbers, self.rows(numbers), strict=True)], bool)
 
-    def pending(self) -> list[int]:
-        """Numbers of the blocks that are not done."""
-        return np.flatnonzero(~self.done()).tolist()
+    def accepts(self, number: int, row: np.void) -> bool:
+        """Whether a row is that of a block's answer in this run."""
+        return bool(row["digest"].tobytes() == self.digest(self.grid.block_box(number)))
 
-    def rows(self, name: str) -> NDArray[Any]:
-        """All of an array with a row a block; zeros where a row cannot be decoded."""
-        array = self.array(name)
-        try:
-            return np.asarray(array[:])
-        except OSError:
-            raise
-        except Exception:  # each codec has its own
-            found = np.zeros(array.shape, array.dtype)
-        for number in range(len(found)):
-            try:
-                found[number] = array[number]
-            except OSError:
-                raise
-            except Exception:
-                continue
-        return found
+    def pending(self, numbers: Sequence[int] | None = None) -> list[int]:
+        """Those of some blocks that are not done, of all by default."""
+        numbers = range(self.grid.n_blocks) if numbers is None else numbers
+        return [n for n, is_done in zip(numbers, self.done(numbers), strict=True) if not is_done]
 
     def counts(self) -> NDArray[np.int64]:
         """(blocks, K + 3): pixels of each class, without an answer, and not finite; tiles predicted."""
-        return self.rows("counts")
+        return self.rows()["counts"]
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each step, over all blocks and workers."""
-        return dict(zip(STEPS, self.rows("seconds").sum(axis=0).tolist(), strict=True))
+        return dict(zip(STEPS, self.rows()["seconds"].sum(axis=0).tolist(), strict=True))
 
     def read(self, box: Box, name: str = "labels") -> NDArray[Any]:
         """Part of an array, in indices of the area.
@@ -220,6 +194,13 @@ class Store:
         except Exception as error:  # each codec has its own
             place = f"{self.path} cannot be read at {box.start}..{box.stop} of {name}"
             raise InputError(f"{place}: {error}; run lmseg segment again to compute it anew") from error
+
+    @property
+    def _row(self) -> np.dtype[np.void]:
+        return row_type(len(self.classes), len(self.maps))
+
+    def _row_file(self, number: int) -> Address:
+        return address_of(self.path) / "record" / "c" / str(number) / "0"
 
 
 def create(
@@ -266,6 +247,7 @@ def _create(
         attributes = _attributes(path)
         if attributes is None:
             raise InputError(f"{path} exists and is no store of a run; move it or choose another output folder")
+        _check_layout(path, attributes)
         other = [name for name, digest in made_from.items() if attributes["made_from"].get(name) != digest]
         if other:
             raise InputError(
@@ -278,6 +260,7 @@ def _create(
     def fill(part: Path) -> None:
         make_arrays(part, source.space, grid, table, outputs)
         zarr.open_group(part, mode="r+").attrs["lmseg"] = {
+            "layout": LAYOUT,
             "uri": source.uri,
             "space": source.space.to_json(),
             "area": area.to_json(),
@@ -309,6 +292,7 @@ def open_store(path: str | Address) -> Store:
     attributes = _attributes(address_of(path))
     if attributes is None:
         raise InputError(f"{path} is no store of a run; give the .zarr folder that lmseg segment wrote")
+    _check_layout(path, attributes)
     return Store(
         str(address_of(path)),
         attributes["uri"],
@@ -318,8 +302,7 @@ def open_store(path: str | Address) -> Store:
         ClassTable.from_json(attributes["classes"]),
         tuple(attributes["outputs"]),
         _identity(attributes),
-        # Stores of earlier versions have none.
-        tuple((name, size, time) for name, size, time in attributes.get("stamp", ())),
+        tuple((name, size, time) for name, size, time in attributes["stamp"]),
     )
 
 
@@ -341,6 +324,13 @@ def remove(path: str | Address) -> None:
 
 def _digest(word: Any) -> str:
     return hashlib.sha256(json.dumps(word).encode()).hexdigest()
+
+
+def _check_layout(path: Address | str, attributes: dict[str, Any]) -> None:
+    if attributes.get("layout") != LAYOUT:
+        raise InputError(
+            f"{path} was written by another version of lmseg; segment the image again with --fresh, or use that version"
+        )
 
 
 def _identity(attributes: dict[str, Any]) -> str:

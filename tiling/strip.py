@@ -21,8 +21,8 @@ from tiling.blend import Field, Slab
 from tiling.box import Box
 from tiling.errors import BlockError, InputError
 from tiling.heap import give_back
-from tiling.layout import STEPS
 from tiling.predict import Predict
+from tiling.record import STEPS
 from tiling.sources import Pixels, Source
 from tiling.stamp import stamp_of
 from tiling.store import Store
@@ -106,7 +106,7 @@ def _compute(
     store.check()
     give_back()  # what loading the model left
     # Where a worker dies Dask runs its task again, of which a part is done.
-    todo = [number for number in numbers if not store.is_done(number)]
+    todo = store.pending(numbers)
     column: _Column | None = None
     writing: Future[BlockReport] | None = None
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:

@@ -136,7 +136,7 @@ def test_verify_fails_for_an_unfinished_or_tampered_run(
     code, out, _ = cli("verify", tmp_path / "picture.zarr")
     assert code == 1
     assert "FAIL export" in out
-    shutil.rmtree(tmp_path / "picture.zarr" / "manifest" / "c")
+    shutil.rmtree(tmp_path / "picture.zarr" / "record" / "c")
     code, out, _ = cli("verify", tmp_path / "picture.zarr", "--json")
     assert code == 1
     assert {c["name"]: c["passed"] for c in json.loads(out)}["complete"] is False

@@ -194,7 +194,7 @@ Harm = Callable[[Path], object]
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda d: shutil.rmtree(d / "out/image.zarr/manifest/c"), ["lacks 1 of 1 blocks", "lmseg segment"]),
+        (lambda d: shutil.rmtree(d / "out/image.zarr/record/c"), ["lacks 1 of 1 blocks", "lmseg segment"]),
         (lambda d: (d / "image.tif").unlink(), ["image.tif", "does not exist"]),
         (lambda d: (d / "out/image.run.json").unlink(), ["image.run.json", "lmseg segment"]),
         (lambda d: (d / "out/image.run.json").write_text("{}"), ["image.run.json", "lmseg segment"]),

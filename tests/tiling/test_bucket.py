@@ -27,6 +27,7 @@ from tiling.address import address_of
 from tiling.damage import Damage, damaged
 from tiling.lease import check, holder, lease
 from tiling.place import place_of
+from tiling.record import STEPS
 from tiling.store import remove
 
 GRIDS = {2: Grid.regular((60, 50), 20, 0.25, (20, 25)), 3: Grid.regular((16, 18, 16), 9, 0.25, (8, 9, 16))}
@@ -75,8 +76,14 @@ def test_a_run_gives_what_a_run_into_a_folder_gives(bucket, prefix, out, tmp_pat
     copy = bucket.fetch(prefix, tmp_path / "copy") / "a.zarr"
     for file in files(copy):
         other = tmp_path / "run.zarr" / file.relative_to(copy)
-        assert file.read_bytes() == other.read_bytes() or "seconds" in file.parts
+        assert timeless(file) == timeless(other)
     assert np.array_equal(zarr.open_group(copy, mode="r")["labels"][:], maps(local)["labels"])
+
+
+def timeless(file):
+    """What a file of a store holds, without the seconds at the end of a block's row."""
+    content = file.read_bytes()
+    return content[: -8 * len(STEPS)] if "record" in file.parts and file.name == "0" else content
 
 
 def files(folder):
@@ -112,10 +119,12 @@ def test_a_damaged_object_is_found_and_its_block_computed_again(bucket, prefix, 
     bucket.delete(key) if how == "deleted" else bucket.write(key, bucket.read(key)[:-9])
     assert [*damaged(store)] == [Damage(1, ("labels",))]
     assert "block 1 is damaged in labels" in next(c for c in tiling.verify(store, None) if c.name == "intact").detail
+    counts = store.counts()
     assert segment(store, ndim) == [1]
-    assert {k: v for k, v in bucket.keys(prefix).items() if "/seconds/" not in k} == {
-        k: v for k, v in whole.items() if "/seconds/" not in k
-    }
+    assert np.array_equal(store.counts(), counts)
+    again = bucket.keys(prefix)
+    assert again.keys() == whole.keys()
+    assert {k for k in whole if again[k] != whole[k]} <= {k for k in whole if "/record/c/1/" in k}
 
 
 def test_exports_are_uploaded_whole(bucket, prefix, out, tmp_path, monkeypatch):
@@ -298,15 +307,12 @@ def test_keys_that_are_refused_in_the_middle_are_no_damage(bucket, prefix, out):
     before = bucket.keys(prefix)
     bucket.trust(anybody=False)
     try:
-        for call in (
-            store.done,
-            store.counts,
-            lambda: store.is_done(0),
-            lambda: [*damaged(store)],
-            lambda: maps(store),
-        ):
-            with pytest.raises(ConnectionError, match="InvalidAccessKeyId"):
+        for call in (store.done, store.counts, lambda: store.pending([0]), lambda: [*damaged(store)]):
+            with refused(out, "InvalidAccessKeyId", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
                 call()
+        # Zarr would take for a missing chunk what is no error of the connection.
+        with pytest.raises(ConnectionError, match="InvalidAccessKeyId"):
+            maps(store)
     finally:
         bucket.trust(anybody=True)
     assert bucket.keys(prefix) == before

@@ -87,7 +87,7 @@ def test_a_volume_whose_forms_disagree_passes_by_the_chosen_one(tmp_path, form, 
 def test_missing_blocks_are_told(tmp_path):
     source = raster(tmp_path)
     store = finished(tmp_path, source)
-    store.array("manifest")[2] = 0
+    store.forget([2])
     complete = tiling.verify(store, source)[0]
     assert not complete.passed
     assert complete.detail == "3 of 4 blocks done; the first missing one is 2"

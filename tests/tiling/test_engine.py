@@ -181,7 +181,7 @@ def test_only_blocks_whose_record_is_gone_are_computed_again(reference, tmp_path
     store = run(source, again(grid, (23, 19)), predict, tmp_path, outputs=EVERYTHING)
     lost = [1, 7, 8]
     for number in lost:
-        store.array("manifest")[number] = 0
+        store.forget([number])
         here = store.grid.block_box(number).slices
         store.array("labels")[here] = 9
         store.array("probability")[(slice(None), *here)] = 9
