@@ -5,6 +5,7 @@ Written against the array API standard, so that numpy arrays and torch tensors o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from tiling.box import Box
 from tiling.predict import Array
 
-# (slab box, weighted sum (K, *slab), weights (*slab))
+# (slab box, weighted sum (K, *slab), weights (*slab) or None)
 Slab = tuple[Box, Array, Array]
+SLAB = 2**19  # pixels at most, unless one row has more: what is made of them takes several times their memory
 
 
 class Field:
@@ -28,11 +30,13 @@ class Field:
     Args:
         box: what is wanted, in image indices.
         window: weights of a tile.
+        weighed: whether the weights are summed, too. Which class has the largest sum can be told without.
     """
 
-    def __init__(self, box: Box, window: NDArray[np.float32]) -> None:
+    def __init__(self, box: Box, window: NDArray[np.float32], weighed: bool = True) -> None:
         self._box = box
         self._window = window
+        self._weighed = weighed
         self._weights: Array = None
         self._total: Array = None
         self._weight: Array = None
@@ -45,13 +49,15 @@ class Field:
             self._begin(tile.start[0], scores)
         elif tile.start[0] > self._top:
             _advance(self._total, tile.start[0] - self._top, axis=1)
-            _advance(self._weight, tile.start[0] - self._top, axis=0)
+            if self._weighed:
+                _advance(self._weight, tile.start[0] - self._top, axis=0)
             self._top = tile.start[0]
         part = tile & self._box
         inside = part.relative(tile.start).slices
         here = part.relative((self._top, *self._box.start[1:])).slices
         self._total[(slice(None), *here)] += scores[(slice(None), *inside)] * self._weights[inside]
-        self._weight[here] += self._weights[inside]
+        if self._weighed:
+            self._weight[here] += self._weights[inside]
 
     def upto(self, row: int) -> Iterator[Slab]:
         """Gives out the rows before `row` that were not yet; no tile to come may touch them.
@@ -61,12 +67,13 @@ class Field:
         if self._total is None:
             return
         first = max(self._done, self._top)
-        last = min(row, self._top + self._weight.shape[0], self._box.stop[0])
-        if first < last:
-            self._done = last
-            rows = slice(first - self._top, last - self._top)
-            slab = Box((first, *self._box.start[1:]), (last, *self._box.stop[1:]))
-            yield slab, self._total[:, rows], self._weight[rows]
+        last = min(row, self._top + self._total.shape[1], self._box.stop[0])
+        height = max(1, SLAB // math.prod(self._box.shape[1:]))
+        for start in range(first, last, height):
+            self._done = stop = min(start + height, last)
+            rows = slice(start - self._top, stop - self._top)
+            slab = Box((start, *self._box.start[1:]), (stop, *self._box.stop[1:]))
+            yield slab, self._total[:, rows], self._weight[rows] if self._weighed else None
 
     def _begin(self, top: int, scores: Array) -> None:
         xp: Any = array_namespace(scores)
@@ -75,7 +82,8 @@ class Field:
         dtype = xp.result_type(scores.dtype, self._weights.dtype)
         shape = (self._window.shape[0], *self._box.shape[1:])
         self._total = xp.zeros((scores.shape[0], *shape), dtype=dtype, device=device(scores))
-        self._weight = xp.zeros(shape, dtype=dtype, device=device(scores))
+        if self._weighed:
+            self._weight = xp.zeros(shape, dtype=dtype, device=device(scores))
         self._top = top
 
 

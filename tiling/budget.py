@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, to_device
 
 from tiling.area import Area
 from tiling.batches import AHEAD
+from tiling.blend import SLAB
 from tiling.errors import InputError
 from tiling.grid import Grid
 from tiling.layout import CHUNK
@@ -96,14 +97,13 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
     """Bytes that blocks in flight hold in a process: one is read, one predicted, one written."""
     reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
-    raw = reach * source.channels * source.dtype.itemsize
-    # One tile's height of the block: scores and weights, then labels as int64 and as they are.
-    sums = 4 * (n_classes + 1) + 16
-    rolling = sums * grid.tile[0] * math.prod(grid.block[1:])
-    if outputs:
-        rolling += 12 * n_classes * grid.tile[0] * math.prod(grid.block[1:])
+    raw = reach * (source.channels * source.dtype.itemsize + 2)  # with what is valid, and what is wanted
+    # One tile's height of the block: sums of scores, and of weights where shares are made of them.
+    row = math.prod(grid.block[1:])
+    sums = 4 * (n_classes + bool(outputs)) * grid.tile[0] * row
+    slab = (16 + 12 * n_classes * bool(outputs)) * max(SLAB, row)
     maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    return IN_HAND * (raw + maps * math.prod(grid.block)) + rolling
+    return IN_HAND * (raw + maps * math.prod(grid.block)) + sums + slab
 
 
 def choose_block(

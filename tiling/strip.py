@@ -225,7 +225,7 @@ class _Column:
         self._predict = predict
         self._store = store
         below = Box(first.start, (grid.area.stop[0], *first.stop[1:]))
-        self._field = Field(below, tukey(grid.tile, grid.overlap))
+        self._field = Field(below, tukey(grid.tile, grid.overlap), weighed=bool(store.outputs))
 
     def answer(self, block: _Block) -> _Answered:
         """Predicts what a block does not share with the one above; whatever the model raises, this raises."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiling.strategies import boxes, grids
-from tiling.blend import blend
+from tiling.blend import Field, blend
 from tiling.box import Box
 from tiling.grid import Grid
 from tiling.window import tukey
@@ -27,6 +27,12 @@ def blended(grid: Grid, block: Box, scores, as_array=lambda a: a, tiles=None):
         total[(slice(None), *here)] = np.asarray(part)
         weight[here] = np.asarray(parts_weight)
     return total, weight, seen
+
+
+def blended_slabs(grid: Grid):
+    """The slabs of a whole image with arbitrary scores."""
+    tiles = ((t, arbitrary(t)) for t in grid.tiles(grid.area))
+    return blend(grid.area, tiles, tukey(grid.tile, grid.overlap))
 
 
 def whole(grid: Grid, scores):
@@ -122,13 +128,35 @@ def test_no_tiles_give_no_slabs():
     assert list(blend(Box((0, 0), (4, 4)), [], tukey((2, 2), (0, 0)))) == []
 
 
+def test_sums_are_the_same_without_weights():
+    grid = Grid.regular((40, 30), (8, 8), 0.5)
+    window = tukey(grid.tile, grid.overlap)
+    found = []
+    for weighed in (True, False):
+        field = Field(grid.area, window, weighed)
+        total = np.zeros((K, *grid.shape), np.float32)
+        for tile in [*grid.tiles(grid.area), None]:
+            for slab, part, weight in field.upto(grid.shape[0] if tile is None else tile.start[0]):
+                total[(slice(None), *slab.slices)] = part
+                assert (weight is not None) == weighed
+            if tile is not None:
+                field.add(tile, arbitrary(tile))
+        found.append(total)
+    assert np.array_equal(found[0], found[1])
+    assert found[0].any()
+
+
+def test_slabs_are_of_few_pixels_and_one_row_at_least(monkeypatch):
+    monkeypatch.setattr("tiling.blend.SLAB", 36)
+    grid = Grid.regular((20, 12), (8, 8), 0.5)
+    heights = [slab.shape[0] for slab, *_ in blended_slabs(grid)]
+    assert heights == [3, 1, 3, 1, 3, 1, 3, 3, 2]
+    wide = Grid.regular((20, 40), (8, 8), 0.5)
+    assert [slab.shape[0] for slab, *_ in blended_slabs(wide)] == [1] * 20
+
+
 def test_only_one_tile_s_height_is_held_whatever_the_block():
     grid = Grid.regular((400, 12), (8, 8), 0.5)
-    heights = [
-        total.shape[1]
-        for _, total, _ in blend(
-            grid.area, ((t, arbitrary(t)) for t in grid.tiles(grid.area)), tukey(grid.tile, grid.overlap)
-        )
-    ]
+    heights = [total.shape[1] for _, total, _ in blended_slabs(grid)]
     assert max(heights) <= 8
     assert sum(heights) == 400
