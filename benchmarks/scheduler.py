@@ -194,7 +194,7 @@ def measure(blocks: int, workers: int, folder: Path) -> dict[str, Any]:
     block = alone(source, store)
     store.forget(range(ALONE))
     with cluster(workers) as (address, scheduler), Client(address, set_as_default=False) as client:
-        executor = client.get_executor(pure=False, retries=3)
+        executor = client.get_executor(pure=False)
         tiling.run_blocks(source, Same(), store, range(500), executor=executor)  # imports, connections
         store.forget(range(500))
         engine = measured(lambda count: through_engine(executor, store, source, workers, count), n, scheduler)

@@ -155,7 +155,7 @@ def plan(
 @app.command()
 def segment(
     sources: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, each segmented on its own.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the results, or s3://bucket/prefix.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the results, or s3://bucket/prefix.")] = ".",
     model: Model = None,
     tile: Tile = None,
     overlap: Overlap = 0.25,

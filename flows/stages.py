@@ -259,7 +259,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
             message = f"the Dask scheduler {parameters.cluster} does not answer: {error}; start it first"
             raise InputError(message) from error
         with client:
-            yield client.get_executor(pure=False, retries=3)
+            yield client.get_executor(pure=False)
         return
     threads = max(1, (os.cpu_count() or 1) // parameters.workers)
     with (
@@ -278,7 +278,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        yield client.get_executor(pure=False, retries=3)
+        yield client.get_executor(pure=False)
 
 
 def open_image(source: str, parameters: Parameters) -> Source:

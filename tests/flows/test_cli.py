@@ -127,6 +127,22 @@ def test_a_finished_run_is_not_computed_again(cli: Cli, picture: str, raster_mod
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_results_lie_in_the_current_folder_where_none_is_named(
+    cli: Cli, picture: str, raster_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("segment", picture, "-m", raster_model)[0] == 0
+    made = {
+        "picture.zarr",
+        "picture_labels.tif",
+        "picture_labels.tif.aux.xml",
+        "picture_preview.png",
+        "picture.run.json",
+    }
+    assert {file.name for file in tmp_path.iterdir() if not file.name.startswith(".")} - {Path(picture).name} == made
+    assert cli("verify", "picture.zarr")[0] == 0
+
+
 def test_verify_fails_for_an_unfinished_or_tampered_run(
     cli: Cli, picture: str, raster_model: str, tmp_path: Path
 ) -> None:
