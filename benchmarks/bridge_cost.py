@@ -3,7 +3,8 @@
     python benchmarks/bridge_cost.py [--language-model MINILM]
 
 MINILM is the folder of a language model; without it, random blocks of the same shape as MiniLM's (384 wide) are used,
-which cost the same. One thread, as the engine predicts on a CPU; network and bridge alternate, medians of `--repeats`.
+which cost the same. As the engine predicts on a CPU: norms folded, one thread; network and bridge alternate, medians of
+`--repeats`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation
+from lmseg_core.blocks import fold
 
 MINILM = {
     "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -49,6 +51,7 @@ def measure(ndim: int, tile: tuple[int, ...], folder: Path | None, repeats: int)
         told = config.to_dict() | {"bridge": "language", "lm_config": MINILM}
         network = LMSegForSemanticSegmentation(LMSegConfig(**told))
     network.eval().to(memory_format=LAYOUT[ndim])
+    fold(network)
     image = torch.randn(1, config.in_channels, *tile).contiguous(memory_format=LAYOUT[ndim])
     bottleneck = network.encoder(image)[-1]
     bridge = network.bridge

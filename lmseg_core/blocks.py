@@ -63,6 +63,13 @@ class Residual(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
 
+def fold(network: nn.Module) -> None:
+    """Take all norms of a network into its convolutions, for inference."""
+    for module in network.modules():
+        if isinstance(module, Residual):
+            module.fold()
+
+
 class Stages(nn.Module):
     """A module that can forget what its stages hold and compute it again on the way back (Chen et al. 2016)."""
 

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmseg_core import bundled
 from lmseg_core.adapters import merge
-from lmseg_core.blocks import Residual
+from lmseg_core.blocks import fold
 from lmseg_core.classes import SegmentClass
 from lmseg_core.errors import ModelError, first_line
 from lmseg_core.model import LMSegForSemanticSegmentation
@@ -271,9 +271,7 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
         )
     merge(network)  # an adapter would cost time in every window, and so would norms
     network.eval()
-    for module in network.modules():
-        if isinstance(module, Residual):
-            module.fold()
+    fold(network)
     network = network.to(device, memory_format=_FORMAT[network.config.ndim])
     return _Loaded(network, processor, device, digest.hexdigest())
 
