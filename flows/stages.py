@@ -121,6 +121,7 @@ def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
         "model": parameters.model,
         "area": " x ".join(map(str, fit.area.box.shape)),
         "tile": " x ".join(map(str, figures.tile)),
+        "batch": figures.batch,
         "block": " x ".join(map(str, figures.block)),
         "tiles": figures.tiles,
         "blocks": figures.blocks,

@@ -54,7 +54,7 @@ def predicted(
             while left and len(coming) < room:
                 size = min(fitting_batch(predict, left[0].shape), len(left))
                 batch = [left.popleft() for _ in range(size)]
-                coming.append(network.submit(_score, predict, placed, reach, batch, n_classes))
+                coming.append(network.submit(score, predict, placed, reach, batch, n_classes))
             yield from coming.popleft().result()
             room = ahead + 1
     finally:  # where a batch failed, or nobody wants the rest
@@ -67,10 +67,12 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="network")
 
 
-def _score(
-    predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int
-) -> list[tuple[Box, Array]]:
-    """Each tile of a batch with its scores; where the device has no memory for them all, a part at a time."""
+def score(predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int) -> list[tuple[Box, Array]]:
+    """Each tile of a batch with its scores; where the device has no memory for them all, a part at a time.
+
+    Raises:
+        ValueError: where scores have another shape.
+    """
     xp = array_namespace(placed)
     tile = tiles[0].shape
     found: list[tuple[Box, Array]] = []

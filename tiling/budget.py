@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import to_device
 
 from tiling.area import Area
-from tiling.batches import AHEAD
+from tiling.batches import AHEAD, fitting_batch, is_out_of_memory, score
 from tiling.blend import SLAB
+from tiling.box import Box
 from tiling.errors import InputError
 from tiling.grid import Grid
 from tiling.layout import CHUNK
@@ -37,6 +38,7 @@ class Plan:
 
     Attributes:
         tiles, blocks: how many are computed.
+        batch: tiles in one call of the network, as many as the device has memory for.
         recomputed: share of tiles computed once more because they lie on block borders.
         memory: bytes a process will hold at its peak.
         disk: bytes at most, store, staging and export, before compression.
@@ -47,6 +49,7 @@ class Plan:
     blocks: int
     block: tuple[int, ...]
     tile: tuple[int, ...]
+    batch: int
     recomputed: float
     memory: int
     disk: int
@@ -55,24 +58,41 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One timed batch of a model on this machine: seconds a tile, bytes that the network took at its peak."""
+    """One timed batch of a model on this machine: its tiles, seconds a tile, bytes the network took at its peak."""
 
+    batch: int
     seconds: float
     memory: int
 
 
 def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Probe:
-    """Runs one batch twice, the first time to warm up, and times the second."""
+    """Runs one batch twice, the first time to warm up, and times the second.
+
+    Raises:
+        InputError: where the device has no memory for one tile.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    values = np.zeros((predict.channels, *tile), dtype)
-    placed = predict.place(values, np.ones(tile, bool))
-    xp = array_namespace(placed)
-    batch = xp.stack([placed] * predict.batch)
-    to_device(predict(batch), "cpu")
+    whole = Box.whole(tile)
+    placed = predict.place(np.zeros((predict.channels, *tile), dtype), np.ones(tile, bool))
+
+    def run() -> None:
+        found = score(predict, placed, whole, [whole] * fitting_batch(predict, tile), len(predict.classes))
+        to_device(found[-1][1], "cpu")  # a GPU has not finished when the call returns
+
+    try:
+        run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = " x ".join(map(str, tile))
+        raise InputError(
+            f"the device has no memory for one tile of {size}; pass a smaller --tile or --device cpu"
+        ) from error
     start = time.perf_counter()
-    to_device(predict(batch), "cpu")
-    seconds = (time.perf_counter() - start) / predict.batch
-    return Probe(seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    run()
+    batch = fitting_batch(predict, tile)
+    seconds = (time.perf_counter() - start) / batch
+    return Probe(batch, seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
 def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ...] = ()) -> Plan:
@@ -81,12 +101,13 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
     once = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
     n_classes = len(predict.classes)
     maps = 1 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    scores = AHEAD * predict.batch * 4 * n_classes * math.prod(grid.tile)  # besides those of the batch that was timed
+    scores = AHEAD * measured.batch * 4 * n_classes * math.prod(grid.tile)  # besides those of the batch that was timed
     return Plan(
         grid.n_tiles,
         grid.n_blocks,
         grid.block,
         grid.tile,
+        measured.batch,
         grid.n_tiles / once.n_tiles - 1,
         BASE + measured.memory + scores + block_bytes(source, grid, n_classes, outputs),
         2 * maps * grid.area.size,

@@ -1,10 +1,12 @@
 """What a run will take."""
 
+from uuid import uuid4
+
 import numpy as np
 import pytest
 
 import tiling
-from tests.tiling.predictors import Identity
+from tests.tiling.predictors import Identity, Small
 from tests.tiling.refusals import refused
 from tiling import ArraySource, Box, Grid
 from tiling.area import Area
@@ -107,6 +109,21 @@ def test_a_probe_runs_the_model_on_its_own_tile_and_dtype():
             return batch
 
     found = probe(Seeing(3, (8, 9), batch=5), (8, 9), "uint16")
+    assert found.batch == 5
     assert found.seconds > 0
     assert found.memory >= 0
     assert seen == [((5, 3, 8, 9), np.float32)] * 2
+
+
+def test_a_plan_has_the_batch_that_the_device_has_memory_for():
+    source, grid = source_of(2, 64, 64), Grid.regular((64, 64), 16, 0.25, 64)
+    small = Small(2, grid.tile, 8, digest=uuid4().hex, room=3)
+    assert plan(source, grid, small).batch == 2
+    assert plan(source, grid, Small(2, grid.tile, 8, digest=uuid4().hex, room=8)).batch == 8
+    with refused("one tile of 16 x 16", "--tile", "--device cpu"):
+        plan(source, grid, Small(2, grid.tile, 8, digest=uuid4().hex, room=0))
+
+
+def test_what_else_a_model_raises_in_a_probe_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        probe(Small(2, (16, 16), 4, digest=uuid4().hex, room=0, words="device-side assert triggered"), (16, 16))
