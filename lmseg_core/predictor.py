@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -281,6 +282,9 @@ def _lanes() -> tuple[ThreadPoolExecutor, int]:
     """Return the threads that compute windows on the CPU, each alone, and how many there are."""
     count = torch.get_num_threads()  # what OMP_NUM_THREADS says; Dask gives its workers one
     return ThreadPoolExecutor(count, "lmseg", torch.set_num_threads, (1,)), count
+
+
+os.register_at_fork(after_in_child=_lanes.cache_clear)  # a child process has none of its parent's threads
 
 
 def _device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -65,6 +66,9 @@ def predicted(
 def _threads(count: int) -> ThreadPoolExecutor:
     """Threads that wait for the network; starting them for each block would cost as much as a small block."""
     return ThreadPoolExecutor(count, thread_name_prefix="network")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child process has none of its parent's threads
 
 
 def score(predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_classes: int) -> list[tuple[Box, Array]]:

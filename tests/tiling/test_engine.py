@@ -1,5 +1,6 @@
 """Whole runs: read, predict, blend, write."""
 
+import multiprocessing
 import pickle
 import threading
 from collections import Counter
@@ -227,3 +228,16 @@ def test_tasks_are_small_enough_to_send(tmp_path):
     source, grid = tiling.open(file), Grid.regular((64, 64), 16, 0, 16)
     store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
     assert len(pickle.dumps((source, Identity(2, grid.tile), store))) < 10_000
+
+
+def test_a_child_process_goes_on_where_its_parent_has_predicted(tmp_path):
+    grid = Grid.regular((40, 30), 16, 0.25, 20)
+    source, predict = image_of(grid.shape), Mixing(2, grid.tile)
+    expected = maps(run(source, grid, predict, tmp_path))
+    child = multiprocessing.get_context("fork").Process(
+        target=run, args=(source, grid, predict, tmp_path), kwargs={"name": "child.zarr"}
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert same(maps(tiling.open_store(tmp_path / "child.zarr")), expected)
