@@ -1,4 +1,4 @@
-"""Peak memory of segmenting a small and a large input of the same kind.
+"""Peak memory of segmenting small and large inputs of the same kind.
 
     python benchmarks/memory.py DUBAI/tile_7 --folder SCRATCH
 
@@ -33,7 +33,7 @@ from flows import stages
 from flows.parameters import RegionParameters, VolumeParameters
 from tiling.budget import choose_block
 
-RASTERS = (6_000, 24_000)
+RASTERS = (6_000, 24_000, 48_000)
 VOLUMES = ((256, 256, 256), (1024, 512, 512))
 
 
@@ -131,7 +131,7 @@ def measure(source: Path, out: Path) -> dict[str, Any]:
 
 
 def inputs(folder: Path, dubai: Path) -> Iterator[Path]:
-    """Small and large, rasters first."""
+    """From small to large, rasters first."""
     pattern = mosaic(dubai, "image_part_{:03}.jpg", "RGB").transpose(1, 2, 0)
     for side in RASTERS:
         path = folder / f"raster{side}.tif"
@@ -162,9 +162,12 @@ def main() -> None:
     for source in inputs(arguments.folder, arguments.dubai):
         rows.append(measure(source, arguments.folder / "out"))
         print(json.dumps(rows[-1]), flush=True)
-    for small, large in (rows[:2], rows[2:]):
-        growth = large["peak_mib"] / small["peak_mib"] - 1
-        print(f"{small['input']} -> {large['input']}: {small['peak_mib']} -> {large['peak_mib']} MiB, {growth:+.1%}")
+    for small, *larger in (rows[: len(RASTERS)], rows[len(RASTERS) :]):
+        for large in larger:
+            growth = large["peak_mib"] / small["peak_mib"] - 1
+            print(
+                f"{small['input']} -> {large['input']}: {small['peak_mib']} -> {large['peak_mib']} MiB, {growth:+.1%}"
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
