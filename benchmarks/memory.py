@@ -42,7 +42,7 @@ def write_raster(path: Path, side: int, pattern: NDArray[np.uint8]) -> None:
     with rasterio.open(
         path, "w", driver="GTiff", width=side, height=side, count=3, dtype="uint8", crs="EPSG:32640",
         transform=Affine(0.3, 0, 300_000, 0, -0.3, 2_800_000), tiled=True, blockxsize=512, blockysize=512,
-        compress="DEFLATE", zlevel=1,
+        compress="DEFLATE", zlevel=1, BIGTIFF="IF_SAFER",
     ) as target:  # fmt: skip
         columns = np.arange(side) % pattern.shape[1]
         for row in range(0, side, 512):
