@@ -146,6 +146,12 @@ class AugmentSettings(_Settings):
     band_dropout: Share = Field(0.0, description="Chance that a band is blanked.")
     source_dropout: Share = Field(0.0, description="Chance that one of several sources is missing.")
     cutmix: Share = Field(0.0, description="Chance that a box of another window is pasted in (Yun et al. 2019).")
+    settle: Share = Field(0.0, description="Last share of the training without rotation, zoom and blur.")
+
+    @property
+    def settled(self) -> "AugmentSettings":
+        """Those of that last share: windows have the pixels of the file, as those of a prediction."""
+        return self.model_copy(update={"rotate": 0.0, "scale": [1.0, 1.0], "blur": 0.0})
 
 
 class LossSettings(_Settings):

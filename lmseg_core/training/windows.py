@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from lmseg_core.errors import ModelError
 from lmseg_core.loss import IGNORE
 from lmseg_core.training import augment
-from lmseg_core.training.settings import Settings
+from lmseg_core.training.settings import AugmentSettings, Settings
 
 if TYPE_CHECKING:
     from lmseg_core.training.census import Census
@@ -122,8 +122,10 @@ class RandomWindows(Dataset[Window]):
         self._window = tuple(settings.data.window)
         _check_axes(examples, self._window)
         self.examples = tuple(examples)
-        self._settings = settings
+        self._changes = settings.augment
+        self._balance = settings.data.balance
         self._length = length
+        self._settles = round((1 - settings.augment.settle) * length)
         self._pixels = torch.tensor([math.prod(example.labels.shape) for example in examples], dtype=torch.float64)
         self._by_class = torch.from_numpy(census.counts.T.astype(float))
         self._positions = census.positions
@@ -138,10 +140,10 @@ class RandomWindows(Dataset[Window]):
         if not 0 <= index < self._length:
             raise IndexError(f"window {index} of {self._length}")
         generator = torch.Generator().manual_seed((self._seed + index) % 2**32)
-        changes = self._settings.augment
-        number, image, labels = self._draw(generator)
+        changes = self._changes if index < self._settles else self._changes.settled
+        number, image, labels = self._draw(changes, generator)
         if augment.chance(changes.cutmix, generator):
-            _, other, its_labels = self._draw(generator)
+            _, other, its_labels = self._draw(changes, generator)
             image, labels = augment.cutmix(image, labels, (other, its_labels), generator)
         sources = self.examples[number].sources
         image = _told_missing(augment.intensity(image, changes, generator), image, sources)
@@ -149,11 +151,11 @@ class RandomWindows(Dataset[Window]):
             image = augment.drop_source(image, sources, generator)
         return {"pixel_values": image.contiguous(), "labels": labels.contiguous(), "example": number}
 
-    def _draw(self, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
+    def _draw(self, changes: AugmentSettings, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
         """Return a window with at least one label, after the index of its example."""
         for _ in range(_TRIES):
-            around = augment.chance(self._settings.data.balance, generator)
-            matrix = augment.geometry(self._settings.augment, len(self._window), generator)
+            around = augment.chance(self._balance, generator)
+            matrix = augment.geometry(changes, len(self._window), generator)
             number, place = self._place(matrix, around, generator)
             labels = place.labels()  # before the image, which need not be read if there are none
             if bool((labels != IGNORE).any()):
@@ -177,7 +179,7 @@ class RandomWindows(Dataset[Window]):
         number = int(torch.multinomial(weights, 1, generator=generator))
         shape = self.examples[number].labels.shape
         extent = augment.reach(matrix, self._window)
-        beyond = augment.chance(self._settings.augment.shift, generator)
+        beyond = augment.chance(self._changes.shift, generator)
         limits = [_limits(size, want, beyond) for size, want in zip(shape, extent, strict=True)]
         if around:
             positions = self._positions[number][value]

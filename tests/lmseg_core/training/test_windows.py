@@ -170,6 +170,22 @@ def test_image_and_labels_stay_aligned_when_resampled(shape: tuple[int, ...], ch
         np.testing.assert_array_equal(item["labels"].numpy()[inside], labels[tuple(nearest)])
 
 
+@pytest.mark.parametrize("shape", [(60, 70), (24, 26, 28)])
+def test_the_last_share_is_as_in_the_file(shape: tuple[int, ...]) -> None:
+    example = _ramp(shape)
+    labels = example.labels.read(tuple(map(slice, shape)))
+    changes = {"flip": ["x", "y"], "rotate": 30, "scale": [0.8, 1.2], "blur": 0.8}
+    restless, settling = (
+        _windows([example], _settings((20, 16, 16)[: len(shape)], settle=settle, **changes)) for settle in (0.0, 0.25)
+    )
+    assert all(_equal(restless[i], settling[i]) for i in range(30))
+    assert not any(_equal(restless[i], settling[i]) for i in range(30, 40))
+    for item in (settling[i] for i in range(30, 40)):
+        index = item["pixel_values"].numpy()[:-1]
+        np.testing.assert_array_equal(index, np.rint(index))
+        np.testing.assert_array_equal(item["labels"].numpy(), labels[tuple(index.astype(int))])
+
+
 def test_lie_inside_the_image_unless_they_may_not() -> None:
     examples = [_random((30, 30))]
     turned = {"rotate": 180, "scale": [0.8, 1.25]}
