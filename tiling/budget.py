@@ -118,11 +118,11 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
     """Bytes that blocks in flight hold in a process: one is read, one predicted, one written."""
     reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
-    raw = reach * (source.channels * source.dtype.itemsize + 2)  # with what is valid, and what is wanted
+    raw = reach * source.channels * source.dtype.itemsize
     # One tile's height of the block: sums of scores, and of weights where shares are made of them.
     row = math.prod(grid.block[1:])
     sums = 4 * (n_classes + bool(outputs)) * grid.tile[0] * row
-    slab = (16 + 12 * n_classes * bool(outputs)) * max(SLAB, row)
+    slab = (16 + 12 * n_classes * bool(outputs)) * min(max(SLAB, row), grid.tile[0] * row)
     maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
     return IN_HAND * (raw + maps * math.prod(grid.block)) + sums + slab
 
