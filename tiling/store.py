@@ -158,11 +158,6 @@ class Store:
         numbers = range(self.grid.n_blocks) if numbers is None else numbers
         return read_rows(self._row, list(read_all(map(self._row_file, numbers))))
 
-    def done(self, numbers: Sequence[int] | None = None) -> NDArray[np.bool_]:
-        """Whether the answer of each of some blocks is there, of all by default."""
-        numbers = range(self.grid.n_blocks) if numbers is None else numbers
-        return np.array([self.accepts(n, row) for n, row in zip(numbers, self.rows(numbers), strict=True)], bool)
-
     def accepts(self, number: int, row: np.void) -> bool:
         """Whether a row is that of a block's answer in this run."""
         return bool(row["digest"].tobytes() == self.digest(self.grid.block_box(number)))
@@ -170,7 +165,7 @@ class Store:
     def pending(self, numbers: Sequence[int] | None = None) -> list[int]:
         """Those of some blocks that are not done, of all by default."""
         numbers = range(self.grid.n_blocks) if numbers is None else numbers
-        return [n for n, is_done in zip(numbers, self.done(numbers), strict=True) if not is_done]
+        return [n for n, row in zip(numbers, self.rows(numbers), strict=True) if not self.accepts(n, row)]
 
     def counts(self) -> NDArray[np.int64]:
         """(blocks, K + 3): pixels of each class, without an answer, and not finite; tiles predicted."""
