@@ -101,7 +101,9 @@ def main() -> None:
             for _ in range(told.runs):
                 for row in told.rows:
                     command = [sys.executable, __file__, "--one", row, name, str(ndim)]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                    # One heap for all threads, as in the command.
+                    heap = {"MALLOC_ARENA_MAX": "1"} if row == "lmseg" else {}
+                    done = subprocess.run(command, env=os.environ | heap, stdout=subprocess.PIPE, text=True, check=True)
                     runs[row].append(json.loads(done.stdout.splitlines()[-1]))
             found = entry(told, ndim, runs)
             sys.stdout.write(table(found))

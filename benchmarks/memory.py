@@ -115,7 +115,11 @@ def measure(source: Path, out: Path) -> dict[str, Any]:
     """Peak resident memory of one segmentation, from the operating system's record of its process."""
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, __file__, "--segment", str(source), "--folder", str(out)])
+    # One heap for all threads, as in the command.
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--segment", str(source), "--folder", str(out)],
+        env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"segmenting {source} failed")

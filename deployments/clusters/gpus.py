@@ -34,7 +34,7 @@ if __name__ == "__main__":
                 # A task reads and writes in threads of its own.
                 "nthreads": 1,
                 "memory_limit": told.memory,
-                "env": {"CUDA_VISIBLE_DEVICES": name},
+                "env": {"CUDA_VISIBLE_DEVICES": name, "MALLOC_ARENA_MAX": "1"},  # one heap for all threads
             },
         }
         for name in gpus

@@ -26,6 +26,7 @@ if __name__ == "__main__":
             memory="16GiB",
             walltime=told.time,
             interface=told.interface,
+            job_script_prologue=["export MALLOC_ARENA_MAX=1"],  # one heap for all threads
             job_extra_directives=["--gres=gpu:1"] if told.gpu else [],
         ) as cluster,
     ):

@@ -1,5 +1,7 @@
 """Freed memory goes back to the system."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +28,33 @@ def test_freed_arrays_leave_the_process():
     assert held - before > 100 * 2**20
     assert held - _resident() > 50 * 2**20
     assert all(a[0] == 1 for a in kept)
+
+
+# Threads that allocate at the same time, and the heaps that the C library says it has then.
+HEAPS = """
+import ctypes, threading
+from tiling.heap import keep_pages
+{keep}
+barrier = threading.Barrier(8)
+def work():
+    barrier.wait()
+    for _ in range(1000):
+        bytearray(100_000)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is asked for it")
+@pytest.mark.parametrize(("keep", "one"), [("keep_pages()", True), ("", False)])
+def test_threads_share_a_heap_from_the_beginning(keep, one):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAPS.format(keep=keep)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout.count("<heap nr=") == 1) is one

@@ -24,6 +24,8 @@ from tiling.store import Store
 
 _TILE = 512
 _ROWS = 2048
+# GDAL makes overviews from strips as wide as the image; of its own accord it takes them 512 rows high and more.
+_OVERVIEW_ROWS = 64
 
 
 def write_cog(store: Store, out: Path, name: str) -> list[Path]:
@@ -36,7 +38,7 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
     """
     staged = out.with_name("staged.tif")
     labels = name == "labels"
-    with rasterio.Env(**GDAL_ENV):
+    with rasterio.Env(**GDAL_ENV, GDAL_OVR_CHUNKYSIZE=_OVERVIEW_ROWS):
         with rasterio.open(staged, "w", **_profile(store, name)) as target:
             _copy_pixels(store, name, target)
             if labels:
