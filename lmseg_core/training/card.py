@@ -29,6 +29,7 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
     statistics = "the training data" if settings.data.normalise == "fixed" else "the whole image"
     windows = settings.optimise.batch * settings.optimise.accumulate
     bridge = f"{language.blocks} blocks of {Path(language.name).name}, {language.tune}" if language else "none"
+    bands = "1 band" if config.in_channels == 1 else f"{config.in_channels} bands"
     text = f"""---
 {yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False).strip()}
 ---
@@ -39,7 +40,7 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
 
 | | |
 | --- | --- |
-| input | {config.in_channels} bands ({", ".join(config.bands)}), {config.ndim}D, tiles of {tile} |
+| input | {bands} ({", ".join(config.bands)}), {config.ndim}D, tiles of {tile} |
 | normalised by | mean and standard deviation of {statistics} |
 | language model | {bridge} |
 | weights | {report["weights"]:,}, stored as {settings.model.save_as} |
