@@ -24,7 +24,7 @@ import rasterio
 import tiling
 from tests.tiling.predictors import Mixing
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
-from tiling import ArraySource, Box, Grid
+from tiling import Box, Grid
 from tiling.strip import IN_HAND
 
 # Forked from a process that has loaded torch, a run starts in a moment, and most kills meet it at work.
@@ -150,16 +150,16 @@ def test_a_killed_command_goes_on_where_it_was(kills: int, wide: str, raster_mod
 # --- Dask ---
 
 
-@dataclass(frozen=True, eq=False)
-class Noted(ArraySource):
-    """Each block that is begun is a line of `log`, and takes a while."""
+@dataclass(frozen=True)
+class Noted(Mixing):
+    """Each block that is begun, not only read ahead, is a line of `log`, and takes a while."""
 
     log: str = ""
 
-    def read(self, box: Box) -> tiling.Pixels:
-        note(self.log, box)
-        time.sleep(0.1)
-        return super().read(box)
+    def place(self, values: Any, valid: Any) -> Any:
+        note(self.log, values.shape)
+        time.sleep(0.05)
+        return super().place(values, valid)
 
 
 def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Path) -> None:
@@ -168,8 +168,7 @@ def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Pa
 
     chance = random.Random(kills)
     image, grid = image_of((240, 200)), Grid.regular((240, 200), 16, 0.4, 24)
-    predict = Mixing(2, grid.tile)
-    expected = maps(run(image, grid, predict, tmp_path, outputs=EVERYTHING))
+    expected = maps(run(image, grid, Mixing(2, grid.tile), tmp_path, outputs=EVERYTHING))
     wanted, killed, runs, begun = kills // 2, 0, 0, 0
     with (
         # As the command line has it.
@@ -181,8 +180,8 @@ def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Pa
     ):
         while killed < wanted:
             log = tmp_path / f"log {runs}"
-            source = Noted(image.values, log=str(log))
-            store = tiling.create(tmp_path / f"{runs}.zarr", source, grid, predict, outputs=EVERYTHING)
+            predict = Noted(2, grid.tile, log=str(log))
+            store = tiling.create(tmp_path / f"{runs}.zarr", image, grid, predict, outputs=EVERYTHING)
             ended, hit = threading.Event(), []
             # Fewer than a block may lose before Dask gives it up.
             most = min(2, wanted - killed)
@@ -199,7 +198,7 @@ def test_a_killed_dask_worker_costs_what_it_had_in_hand(kills: int, tmp_path: Pa
 
             killer = threading.Thread(target=kill, daemon=True)
             killer.start()
-            tiling.segment(source, predict, store, executor=client.get_executor(pure=False, retries=3))
+            tiling.segment(image, predict, store, executor=client.get_executor(pure=False, retries=3))
             ended.set()
             killer.join()
             assert store.pending() == []
