@@ -23,7 +23,7 @@ if __name__ == "__main__":
             # A task reads and writes in threads of its own.
             threads_per_worker=1,
             memory_limit=told.memory,
-            env={"MALLOC_ARENA_MAX": "1"},  # one heap for all of them
+            env={"MALLOC_ARENA_MAX": "1"},  # one heap for all threads
         ) as cluster,
     ):
         print(cluster.scheduler_address, flush=True)
