@@ -51,6 +51,8 @@ def geometry(settings: AugmentSettings, ndim: int, generator: torch.Generator) -
         # Whole numbers, where a cosine of 90 degrees would leave 6e-17 and force a resampling.
         turn[-2:, -2:] = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), below(4, generator))
         matrix = matrix @ turn
+    if settings.resample < 1 and not chance(settings.resample, generator):
+        return matrix
     if settings.rotate:
         for first, second in [(-2, -1)] if ndim == 2 else [(-2, -1), (-3, -1), (-3, -2)]:
             angle = math.radians(between(-settings.rotate, settings.rotate, generator))

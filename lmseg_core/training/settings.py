@@ -137,6 +137,7 @@ class AugmentSettings(_Settings):
     quarter_turns: bool = Field(False, description="Turns by 90 degrees in the plane; needs a square window.")
     rotate: float = Field(0.0, ge=0, le=180, description="Largest angle in degrees, about each axis.")
     scale: list[Positive] = Field([1.0, 1.0], min_length=2, max_length=2, description="Smallest and largest zoom.")
+    resample: Share = Field(1.0, description="Chance that a window is rotated and zoomed at all.")
     shift: Share = Field(0.0, description="Chance that a window may reach beyond the image.")
     brightness: float = Field(0.0, ge=0, description="Largest offset, in standard deviations.")
     contrast: float = Field(0.0, ge=0, lt=1, description="Largest change of the factor.")

@@ -80,6 +80,14 @@ def test_rotations_and_zooms_keep_their_limits(ndim: int) -> None:
     assert np.mean(zooms < 1) == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_share_of_windows_is_resampled_and_the_others_only_flipped() -> None:
+    generator, settings = _generator(), _settings(flip=["x"], rotate=30, scale=[0.5, 2], resample=0.3)
+    drawn = [augment.geometry(settings, 3, generator) for _ in range(1000)]
+    kept = [matrix for matrix in drawn if augment.is_exact(matrix)]
+    assert len(kept) / len(drawn) == pytest.approx(0.7, abs=0.05)
+    assert np.mean([matrix[2, 2] == -1 for matrix in kept]) == pytest.approx(0.5, abs=0.08)
+
+
 @pytest.mark.parametrize("shape", [(30, 40), (14, 18, 16)])
 def test_resampling_is_scipys(shape: tuple[int, ...]) -> None:
     window = (12, 10, 8)[: len(shape)]
