@@ -27,7 +27,9 @@ from tiling.strip import IN_HAND
 BASE = 432 * 2**20
 # Sides of the block at the default memory; more memory makes them longer, but for the first. Blocks are flat, for tiles
 # are computed twice only on borders across the other axes, and of the first only one tile's side is held as sums.
-_BLOCK = {2: (1024, 6144), 3: (64, 1024, 512)}
+_BLOCK = {2: (1024, 4096), 3: (64, 1024, 512)}
+# Tiles they span at least: borders then cost a twentieth of a raster's tiles. In 3D that would take too much memory.
+_TILES = {2: 16, 3: 1}
 _WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
 
@@ -145,9 +147,10 @@ def choose_block(
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, (down, *across) = CHUNK[len(shape)], _BLOCK[len(shape)]
+    chunk, least, (down, *across) = CHUNK[len(shape)], _TILES[len(shape)], _BLOCK[len(shape)]
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
-        sides = (down * min(eighths, 8), *(side * eighths for side in across))
+        spans = (max(side, least * extent) for side, extent in zip(across, tile[1:], strict=True))
+        sides = (down * min(eighths, 8), *(span * eighths for span in spans))
         block = tuple(
             whole if eighths >= 8 and whole <= side / 8 * _WHOLE else max(chunk, side // 8 // chunk * chunk)
             for side, whole in zip(sides, area.box.shape, strict=True)
@@ -156,10 +159,10 @@ def choose_block(
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:
             return grid
-    least = math.ceil(need / 2**20)
+    enough = math.ceil(need / 2**20)
     raise InputError(
-        f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
-        f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
+        f"{source.uri} needs {enough} MiB a process with tiles of {' x '.join(map(str, tile))}, "
+        f"more than --memory {memory // 2**20}MiB; pass --memory {enough}MiB or a smaller --tile"
     )
 
 

@@ -60,6 +60,13 @@ def test_with_memory_to_spare_few_tiles_are_computed_twice(source, tile, most):
     assert grid.n_tiles <= most * once
 
 
+@pytest.mark.parametrize("tile", [128, 256, 512, 1024])
+def test_at_the_usual_memory_borders_cost_a_twentieth_of_a_rasters_tiles(tile):
+    source = source_of(3, 100_000, 100_000)
+    once = Grid.regular(source.space.shape, (tile, tile), 0.25).n_tiles
+    assert once < chosen(source, tile, 2048 * MB).n_tiles <= 1.05 * once
+
+
 @pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
 def test_block_sides_are_whole_chunks_or_the_whole_side(source, tile):
     grid = chosen(source, tile, 2500 * MB)
