@@ -45,7 +45,8 @@ ARMS = {
 BUDGET: dict[str, dict[str, Any]] = {
     "dubai": {"optimise.steps": 450, "optimise.batch": 4, "watch.evaluate": 450, "watch.metric": "mean_iou"},
     "hippocampus": {
-        "model.config.widths": [8, 32, 64, 128], "augment.rotate": 15, "augment.scale": [0.85, 1.2],
+        "model.config.widths": [8, 32, 64, 128], "model.config.deep_supervision": 0,
+        "augment.rotate": 15, "augment.scale": [0.85, 1.2], "augment.resample": 1, "augment.settle": 0,
         "optimise.steps": 800, "optimise.weight_decay": 1e-2, "optimise.ema": 0.998,
         "watch.evaluate": 800, "watch.metric": "foreground_dice",
     },
