@@ -21,7 +21,7 @@ from tiling.store import Store
 from tiling.strip import BlockReport, StripReport, compute_strip
 
 _IN_FLIGHT = 256  # more than a large cluster has threads, fewer than would fill the scheduler
-_LONGEST = 8  # blocks of a task on a cluster: what a lost worker may have to read again, and a wait for progress
+_LONGEST = 16  # blocks of a task on a cluster: what a lost worker may have to read again, and a wait for progress
 _BEAT = 5.0  # seconds between looks at the lease
 _LOG = logging.getLogger(__name__)
 
