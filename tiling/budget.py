@@ -147,10 +147,10 @@ def choose_block(
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, least, (down, *across) = CHUNK[len(shape)], _TILES[len(shape)], _BLOCK[len(shape)]
+    chunk, (down, *across) = CHUNK[len(shape)], _BLOCK[len(shape)]
+    across = [max(side, _TILES[len(shape)] * extent) for side, extent in zip(across, tile[1:], strict=True)]
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
-        spans = (max(side, least * extent) for side, extent in zip(across, tile[1:], strict=True))
-        sides = (down * min(eighths, 8), *(span * eighths for span in spans))
+        sides = (down * min(eighths, 8), *(side * eighths for side in across))
         block = tuple(
             whole if eighths >= 8 and whole <= side / 8 * _WHOLE else max(chunk, side // 8 // chunk * chunk)
             for side, whole in zip(sides, area.box.shape, strict=True)
@@ -159,10 +159,10 @@ def choose_block(
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:
             return grid
-    enough = math.ceil(need / 2**20)
+    least = math.ceil(need / 2**20)
     raise InputError(
-        f"{source.uri} needs {enough} MiB a process with tiles of {' x '.join(map(str, tile))}, "
-        f"more than --memory {memory // 2**20}MiB; pass --memory {enough}MiB or a smaller --tile"
+        f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
+        f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
     )
 
 

@@ -51,6 +51,7 @@ def geometry(settings: AugmentSettings, ndim: int, generator: torch.Generator) -
         # Whole numbers, where a cosine of 90 degrees would leave 6e-17 and force a resampling.
         turn[-2:, -2:] = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), below(4, generator))
         matrix = matrix @ turn
+    # At 1 nothing is drawn: a training without the setting keeps the windows it had.
     if settings.resample < 1 and not chance(settings.resample, generator):
         return matrix
     if settings.rotate:
