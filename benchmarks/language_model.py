@@ -270,48 +270,52 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         {(e["task"]["data"], e["task"]["share"], e["task"]["steps"], e["task"]["language_model"]) for e in entries}
     )
     for data, share, steps, language in groups:
-        mine = [
-            e
-            for e in entries
-            if key(e["task"])[0] == data and e["task"]["share"] == share and e["task"]["steps"] == steps
-        ]
+        group = {"data": data, "share": share, "steps": steps, "language_model": language}
+        mine = [e for e in entries if all(e["task"][name] == value for name, value in group.items())]
         metric = "mean IoU" if data == "dubai" else "mean Dice of the two parts"
         lines += [
             f"{data}, {share:.0%} of the labels, {steps} steps, {BLOCKS} blocks of {language}:", "",
-            f"| bottleneck | {metric} | runs | trained | weights | a tile | memory of the training |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            f"| bottleneck | {metric} | less none's | runs | trained | weights | a tile | memory of the training |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]  # fmt: skip
-        for arm in ARMS:
-            runs = [e["figures"] for e in mine if e["task"]["arm"] == arm and e["task"]["language_model"] == language]
+        by_seed: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in ARMS}
+        for entry in mine:
+            by_seed[entry["task"]["arm"]][entry["task"]["seed"]] = entry["figures"]
+        for arm, runs in by_seed.items():
             if runs:
-                memory = statistics.median(r["memory_mib"] for r in runs)
-                size = {name: f"{runs[0][name] / 1e6:.2f} M" for name in ("trained", "weights")}
+                first, *_ = runs.values()
+                memory = statistics.median(r["memory_mib"] for r in runs.values())
+                size = {name: f"{first[name] / 1e6:.2f} M" for name in ("trained", "weights")}
                 tile = times.get((data, language), {}).get(arm)
                 lines.append(
-                    f"| {arm} | {interval([r['score'] for r in runs])} | {len(runs)} | {size['trained']} | "
-                    f"{size['weights']} | {'' if tile is None else f'{tile:.0f} ms'} | {memory:.0f} MiB |"
+                    f"| {arm} | {interval([r['score'] for r in runs.values()])} | {apart(runs, by_seed['none'])} | "
+                    f"{len(runs)} | {size['trained']} | {size['weights']} | "
+                    f"{'' if tile is None else f'{tile:.0f} ms'} | {memory:.0f} MiB |"
                 )
         lines.append("")
         for tune in ("frozen", "LoRA"):
-            by_seed = {
-                kind: {e["task"]["seed"]: e["figures"]["score"] for e in mine if e["task"]["arm"] == f"{kind} {tune}"}
-                for kind in ("pretrained", "random")
-            }
-            both = sorted(by_seed["pretrained"].keys() & by_seed["random"].keys())
-            if both:
-                apart = [by_seed["pretrained"][seed] - by_seed["random"][seed] for seed in both]
-                lines.append(f"Pretrained minus random, {tune}: {interval(apart)}.")
+            lines.append(
+                f"Pretrained less random, {tune}: {apart(by_seed[f'pretrained {tune}'], by_seed[f'random {tune}'])}."
+            )
         lines.append("")
     return "\n".join(lines) + "\n"
 
 
-def interval(values: list[float]) -> str:
+def apart(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> str:
+    """Return by how much runs score more than others of their seed, which have the same labels; empty of the same."""
+    both = sorted(runs.keys() & others.keys())
+    if not both or runs is others:
+        return ""
+    return interval([runs[seed]["score"] - others[seed]["score"] for seed in both], "+")
+
+
+def interval(values: list[float], sign: str = "") -> str:
     """Return the mean and its 95 % interval by Student's t."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return f"{mean:.4f}"
+        return f"{mean:{sign}.4f}"
     half = STUDENT.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.4f} ± {half:.4f}"
+    return f"{mean:{sign}.4f} ± {half:.4f}"
 
 
 if __name__ == "__main__":

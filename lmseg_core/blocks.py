@@ -53,7 +53,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return cast(Tensor, self.act(y + self.shortcut(x)))
+        y += self.shortcut(x)  # in place: of the finest stage each array is as large as the window's features
+        return cast(Tensor, self.act(y))
 
     def fold(self) -> None:
         """Take the norms into the convolutions, for inference: what they do to a pixel is fixed then."""

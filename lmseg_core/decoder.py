@@ -10,6 +10,8 @@ class UNetDecoder(Stages):
     """Upsample, join the skip, convolve, stage by stage (Ronneberger et al. 2015).
 
     [(B, w_i, *S/2^i)] -> the embeddings of all stages but the coarsest, finest first: [(B, widths[i], *S/2^i)].
+    Takes the features off their list: the finest are a quarter of what a window needs, and not wanted after they are
+    joined.
     """
 
     def __init__(self, ndim: int, widths: list[int]) -> None:
@@ -20,9 +22,9 @@ class UNetDecoder(Stages):
         self.stages = nn.ModuleList(Residual(ndim, 2 * fine, fine) for _, fine in pairs)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        embeddings = [features[-1]]
-        for up, stage, skip in zip(self.ups, self.stages, features[-2::-1], strict=True):
-            x = torch.cat([up(embeddings[0]), skip], dim=1)  # (B, w_i+1, *S/2^(i+1)) -> (B, 2 w_i, *S/2^i)
+        embeddings = [features.pop()]
+        for up, stage in zip(self.ups, self.stages, strict=True):
+            x = torch.cat([up(embeddings[0]), features.pop()], dim=1)  # (B, w_i+1, *S/2^(i+1)) -> (B, 2 w_i, *S/2^i)
             embeddings.insert(0, self.run(stage, x))  # (B, 2 w_i, *S/2^i) -> (B, w_i, *S/2^i)
         return embeddings[:-1]
 

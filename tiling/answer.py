@@ -19,32 +19,39 @@ SCALE = 254  # uint8 value of probability 1; 255 is nodata
 
 
 class Answer(NamedTuple):
-    """A block's result: labels (*S); probability uint8 (K, *S) and uncertainty uint8 (*S) where asked for."""
+    """The result of a box: labels (*S); probability uint8 (K, *S) and uncertainty uint8 (*S) where asked for."""
 
+    box: Box
     labels: NDArray[Any]
     probability: NDArray[np.uint8] | None
     uncertainty: NDArray[np.uint8] | None
 
     @classmethod
-    def blank(cls, shape: tuple[int, ...], classes: ClassTable, outputs: Sequence[str]) -> Answer:
-        """The answer of a block without a wanted pixel."""
+    def blank(cls, box: Box, classes: ClassTable, outputs: Sequence[str]) -> Answer:
+        """The answer of a box without a wanted pixel."""
+        shape = box.shape
         return cls(
+            box,
             np.full(shape, classes.nodata, classes.dtype),
             np.full((len(classes), *shape), 255, np.uint8) if "probability" in outputs else None,
             np.full(shape, 255, np.uint8) if "uncertainty" in outputs else None,
         )
 
-    def fill(self, block: Box, slab: Slab, wanted: NDArray[np.bool_], classes: ClassTable) -> None:
-        """Puts in a slab of the block.
+    def fill(self, slab: Slab, wanted: NDArray[np.bool_], classes: ClassTable) -> None:
+        """Puts in what a slab has of the box.
 
         Args:
-            wanted: bool, over the block; pixels that are not may have no tile at all, and stay nodata.
+            wanted: bool, over the box at least; pixels that are not may have no tile at all, and stay nodata.
 
         Raises:
             ValueError: where a score is not finite.
         """
         box, total, weight = slab
-        here = box.relative(block.start).slices
+        part = box & self.box
+        if not part.size:
+            return
+        there, here = part.relative(box.start).slices, part.relative(self.box.start).slices
+        total, weight = total[(slice(None), *there)], None if weight is None else weight[there]
         keep = wanted[here]
         values = np.array(classes.values, classes.dtype)
         np.copyto(self.labels[here], values[_label_index(total)], where=keep)
@@ -55,6 +62,16 @@ class Answer(NamedTuple):
             self.probability[(slice(None), *here)] = np.where(keep, np.rint(share * SCALE), 255)
         if self.uncertainty is not None:
             self.uncertainty[here] = np.where(keep, np.rint(_entropy(share) * SCALE), 255)
+
+    def take(self, other: Answer) -> None:
+        """Puts in what another answer has of the box."""
+        part = self.box & other.box
+        here, there = (part.relative(box.start).slices for box in (self.box, other.box))
+        self.labels[here] = other.labels[there]
+        if self.probability is not None and other.probability is not None:
+            self.probability[(slice(None), *here)] = other.probability[(slice(None), *there)]
+        if self.uncertainty is not None and other.uncertainty is not None:
+            self.uncertainty[here] = other.uncertainty[there]
 
     def counts(self, classes: ClassTable) -> list[int]:
         """Pixels of each class, and of none."""
@@ -72,11 +89,13 @@ def _label_index(total: Array) -> NDArray[Any]:
         raise ValueError("the model gave scores that are not finite")
     if not isinstance(total, np.ndarray):
         return host(xp.argmax(total, axis=0))
-    # numpy's argmax over the first axis takes ten times as long.
+    # numpy's argmax over the first axis takes many times as long, and so does writing where a mask is set.
     best = total[0].copy()
-    index = np.zeros(best.shape, np.uint8 if len(total) <= 256 else np.uint16)
+    kind = np.uint8 if len(total) <= 256 else np.uint16
+    index, larger = np.zeros(best.shape, kind), np.empty(best.shape, np.bool_)
     for number, scores in enumerate(total[1:], 1):
-        np.copyto(index, number, where=scores > best)
+        np.greater(scores, best, out=larger)
+        np.maximum(index, np.multiply(larger, kind(number)), out=index)  # no class before has a larger number
         np.maximum(best, scores, out=best)
     return index
 

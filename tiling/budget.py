@@ -14,7 +14,7 @@ from array_api_compat import to_device
 
 from tiling.area import Area
 from tiling.batches import AHEAD, fitting_batch, is_out_of_memory, score
-from tiling.blend import SLAB
+from tiling.blend import SLAB, held_pixels
 from tiling.box import Box
 from tiling.errors import InputError
 from tiling.grid import Grid
@@ -26,10 +26,10 @@ from tiling.strip import IN_HAND
 # Python with torch, transformers and GDAL loaded takes 400 MiB on Linux; the rest is GDAL's cache.
 BASE = 432 * 2**20
 # Sides of the block at the default memory; more memory makes them longer, but for the first. Blocks are flat, for tiles
-# are computed twice only on borders across the other axes, and of the first only one tile's side is held as sums.
+# are computed twice only on borders across the other axes.
 _BLOCK = {2: (1024, 4096), 3: (64, 1024, 512)}
 # Tiles they span at least: borders then cost a twentieth of a raster's tiles. In 3D that would take too much memory.
-_TILES = {2: 16, 3: 1}
+_TILES = {2: 17, 3: 1}
 _WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
 
@@ -121,12 +121,14 @@ def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, 
     """Bytes that blocks in flight hold in a process: one is read, one predicted, one written."""
     reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
     raw = reach * source.channels * source.dtype.itemsize
-    # One tile's height of the block: sums of scores, and of weights where shares are made of them.
+    # Sums of scores, and of weights where shares are made of them.
+    strip = Box(grid.area.start, (grid.area.stop[0], *grid.block_box(0).stop[1:]))
+    sums = 4 * (n_classes + bool(outputs)) * held_pixels(grid, strip)
     row = math.prod(grid.block[1:])
-    sums = 4 * (n_classes + bool(outputs)) * grid.tile[0] * row
     slab = (16 + 12 * n_classes * bool(outputs)) * min(max(SLAB, row), grid.tile[0] * row)
     maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    return IN_HAND * (raw + maps * math.prod(grid.block)) + sums + slab
+    ahead = maps * grid.axes[0].step * row  # answers to rows below the block
+    return IN_HAND * (raw + maps * math.prod(grid.block)) + ahead + sums + slab
 
 
 def choose_block(

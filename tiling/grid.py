@@ -9,17 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from tiling.box import Box
 from tiling.errors import InputError
+
+_STRIDE = 32  # of the coarsest encoders in use; those of others divide it
+_SHARING = 8  # last tiles that are closer together than the others
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
     """Tiles and blocks along one axis.
 
-    Tiles start every `step`, the last one is moved back to end with the image. Blocks part `start..stop` every `block`.
+    Tiles start every `step`, but for the last few, which share out evenly what is less: else the last two could see
+    nearly the same. All but the last one start at multiples of what `step` has in common with 32, for a network answers
+    otherwise where its strides fall elsewhere on the pixels. Blocks part `start..stop` every `block`.
 
     Raises:
         InputError: where a tile does not fit the image or leaves gaps, or the area is empty.
@@ -54,8 +59,20 @@ class Axis:
         """Number of blocks along the area."""
         return math.ceil((self.stop - self.start) / self.block)
 
+    @property
+    def shared(self) -> int:
+        """Most pixels that two neighbouring tiles share."""
+        starts = (self.tile_start(i) for i in range(max(0, self.tiles - 2 - _SHARING), self.tiles))
+        return max((before + self.tile - start for before, start in pairwise(starts)), default=0)
+
     def tile_start(self, index: int) -> int:
-        return min(index * self.step, self.extent - self.tile)
+        last = self.tiles - 1
+        even = max(0, last - _SHARING)
+        if index <= even or index == last:
+            return min(index * self.step, self.extent - self.tile)
+        begin, unit = even * self.step, math.gcd(self.step, _STRIDE)
+        share = (index - even) * (self.extent - self.tile - begin)
+        return begin + -(-share // ((last - even) * unit)) * unit  # rounded up, in whole numbers
 
     def block_range(self, index: int) -> tuple[int, int]:
         first = self.start + index * self.block
@@ -63,12 +80,12 @@ class Axis:
 
     def tiles_touching(self, start: int, stop: int) -> range:
         """Numbers of the tiles that share an index with `start..stop`."""
+        # No tile starts after its number of steps, nor a whole step before.
         first = 0 if start < self.tile else (start - self.tile) // self.step + 1
+        first += self.tile_start(first) + self.tile <= start
         last = (stop - 1) // self.step
-        # The last tile reaches back further than its number says.
-        if stop > self.extent - self.tile:
-            last = self.tiles - 1
-        return range(min(first, self.tiles - 1), min(last, self.tiles - 1) + 1)
+        last += last + 1 < self.tiles and self.tile_start(last + 1) < stop
+        return range(first, min(last, self.tiles - 1) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +137,7 @@ class Grid:
 
     @property
     def overlap(self) -> tuple[int, ...]:
-        """Pixels that neighbouring tiles share, one number an axis."""
+        """Pixels that neighbouring tiles share at least, one number an axis."""
         return tuple(a.tile - a.step for a in self.axes)
 
     @property

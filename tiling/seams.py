@@ -24,7 +24,6 @@ from tiling.classes import ClassTable
 from tiling.grid import Axis, Grid
 from tiling.predict import Predict
 from tiling.sources import Source
-from tiling.window import tukey
 
 # What is compared reaches an eighth of a tile to either side of a border: all of the usual overlap, a quarter, lies in
 # it, and each of its pixels has three eighths of the centred tile on every side. In the middle of an overlap of a half,
@@ -160,7 +159,7 @@ def compare_place(source: Source, grid: Grid, predict: Predict, area: Area, plac
     # The grid's own tiles go through the lines that the engine uses; the last one is left for the comparison.
     classes = np.empty(box.shape, np.intp)
     share = np.empty((len(table), *box.shape), np.float32)
-    for slab, total, weight in blend(box, islice(scores, len(tiles) - 1), tukey(grid.tile, grid.overlap)):
+    for slab, total, weight in blend(grid, box, islice(scores, len(tiles) - 1)):
         here = slab.relative(box.start).slices
         classes[here] = host(array_namespace(total).argmax(total, axis=0))
         share[(slice(None), *here)] = host(total) / host(weight)

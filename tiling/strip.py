@@ -26,7 +26,6 @@ from tiling.record import STEPS
 from tiling.sources import Pixels, Source
 from tiling.stamp import stamp_of
 from tiling.store import Store
-from tiling.window import tukey
 
 # Blocks of a task that are begun and not yet recorded: one is predicted, one is written.
 IN_HAND = 2
@@ -225,7 +224,8 @@ class _Column:
         self._predict = predict
         self._store = store
         below = Box(first.start, (grid.area.stop[0], *first.stop[1:]))
-        self._field = Field(below, tukey(grid.tile, grid.overlap), weighed=bool(store.outputs))
+        self._field = Field(grid, below, weighed=bool(store.outputs))
+        self._ahead: Answer | None = None  # to rows below the block that no later tile touches
 
     def answer(self, block: _Block) -> _Answered:
         """Predicts what a block does not share with the one above; whatever the model raises, this raises."""
@@ -234,12 +234,18 @@ class _Column:
         touching = [t for t in grid.tiles(block.box) if not block.shares or t.start[0] >= top]
         tiles = [t for t in touching if block.wants(t)]
         own = len(tiles) if top == grid.area.start[0] else sum(t.start[0] >= top for t in tiles)
-        answer = Answer.blank(block.box.shape, classes, self._store.outputs)
-        clock, wanted = time.perf_counter(), block.wanted[: block.box.shape[0]]
+        bottom = block.box.stop[0]
+        below = Box((bottom, *block.box.start[1:]), (self._field.complete(bottom), *block.box.stop[1:]))
+        answer, ahead = (Answer.blank(box, classes, self._store.outputs) for box in (block.box, below))
+        if self._ahead is not None:
+            answer.take(self._ahead)
+            ahead.take(self._ahead)
+        clock, height = time.perf_counter(), block.box.shape[0]
 
         def fill(slabs: Iterator[Slab]) -> None:
             for slab in slabs:
-                answer.fill(block.box, slab, wanted, classes)
+                answer.fill(slab, block.wanted[:height], classes)
+                ahead.fill(slab, block.wanted[height:], classes)
 
         def lap(step: str) -> None:
             nonlocal clock
@@ -252,10 +258,11 @@ class _Column:
             lap("move")
             for tile, scores in predicted(self._predict, placed, block.reach, tiles, len(classes)):
                 lap("network")
-                fill(self._field.upto(min(tile.start[0], block.box.stop[0])))
+                fill(self._field.upto(*tile.start[:2]))
                 self._field.add(tile, scores)
                 lap("blend")
-        fill(self._field.upto(block.box.stop[0]))
+        fill(self._field.upto(bottom))
+        self._ahead = ahead
         lap("blend")
         skipped = len(touching) - len(tiles)
         return _Answered(block.number, answer, len(tiles), skipped, own, block.nonfinite, block.seconds)

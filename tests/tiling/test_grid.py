@@ -1,5 +1,7 @@
 """The grid against brute force."""
 
+import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -23,13 +25,17 @@ def axes(draw):
 
 
 def every_tile(grid: Grid) -> list[Box]:
-    """All tiles of the image, by walking the rule: on by a step, the last moved back to the edge."""
+    """All tiles of the image, by walking the rule: on by a step, the last nine or fewer evenly, rounded up."""
     starts = []
     for axis in grid.axes:
-        along = [0]
-        while along[-1] + axis.tile < axis.extent:
-            along.append(min(along[-1] + axis.step, axis.extent - axis.tile))
-        starts.append(along)
+        spare, unit, along = axis.extent - axis.tile, math.gcd(axis.step, 32), [0]
+        while along[-1] < spare:
+            along.append(along[-1] + axis.step)
+        tail = min(8, len(along) - 1)
+        first = along[-1 - tail]
+        for i in range(1, tail):
+            along[i - 1 - tail] = first + math.ceil(Fraction(i * (spare - first), tail) / unit) * unit
+        starts.append([*along[:-1], spare])
     corners = np.stack([g.ravel() for g in np.meshgrid(*starts, indexing="ij")], axis=1).tolist()
     return [Box(tuple(c), tuple(a + t for a, t in zip(c, grid.tile, strict=True))) for c in corners]
 
@@ -44,6 +50,27 @@ def test_tiles_of_an_axis_cover_it_stay_inside_and_never_repeat(axis):
     assert covered.all()
     assert len(set(starts)) == len(starts)
     assert starts == sorted(starts)
+
+
+@given(axes())
+def test_neighbouring_tiles_of_an_axis_share_the_overlap_or_a_little_more(axis):
+    starts = [axis.tile_start(i) for i in range(axis.tiles)]
+    steps = [after - before for before, after in pairwise(starts)]
+    assert all(0 < step <= axis.step for step in steps)
+    unit = math.gcd(axis.step, 32)
+    assert all(start % unit == 0 for start in starts[:-1])
+    assert all(step == axis.step for step in steps[:-8])
+    # Of even distances, rounded; but the last tile ends with the image.
+    tail = steps[-8:]
+    assert all(abs(step * len(tail) - sum(tail)) < unit * len(tail) for step in tail)
+    assert axis.shared == (axis.tile - min(steps) if steps else 0)
+
+
+def test_the_last_tile_shares_no_more_than_the_others_where_that_can_be():
+    axis = Axis(608, 64, 48, 608, 0, 608)
+    starts = [axis.tile_start(i) for i in range(axis.tiles)]
+    assert starts == [0, 48, 96, 144, 192, 240, 288, 336, 368, 416, 464, 512, 544]
+    assert axis.shared == 32
 
 
 @given(axes(), st.data())
