@@ -27,9 +27,9 @@ from tiling.strip import IN_HAND
 BASE = 432 * 2**20
 # Sides of the block at the default memory; more memory makes them longer, but for the first. Blocks are flat, for tiles
 # are computed twice only on borders across the other axes.
-_BLOCK = {2: (1024, 4096), 3: (64, 1024, 512)}
-# Tiles they span at least: borders then cost a twentieth of a raster's tiles. In 3D that would take too much memory.
-_TILES = {2: 17, 3: 1}
+_BLOCK = {2: (1024, 4096), 3: (64, 1024, 256)}
+_TILES = 17  # they span at least in 2D: borders then cost a twentieth of the tiles
+_TWICE = 0.1  # of the tiles of a volume that borders may cost: there the memory of wider blocks weighs more
 _WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
 
@@ -149,8 +149,7 @@ def choose_block(
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, (down, *across) = CHUNK[len(shape)], _BLOCK[len(shape)]
-    across = [max(side, _TILES[len(shape)] * extent) for side, extent in zip(across, tile[1:], strict=True)]
+    chunk, (down, *across) = CHUNK[len(shape)], _sides(Grid.regular(shape, tile, overlap, area=area.box))
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
         sides = (down * min(eighths, 8), *(side * eighths for side in across))
         block = tuple(
@@ -166,6 +165,21 @@ def choose_block(
         f"{source.uri} needs {least} MiB a process with tiles of {' x '.join(map(str, tile))}, "
         f"more than --memory {memory // 2**20}MiB; pass --memory {least}MiB or a smaller --tile"
     )
+
+
+def _sides(grid: Grid) -> tuple[int, ...]:
+    """Sides of a block at the default memory; `grid` has the whole area in one."""
+    if len(grid.shape) == 2:
+        return _BLOCK[2][0], max(_BLOCK[2][1], _TILES * grid.tile[1])
+    down, *across = _BLOCK[3]
+    most = (1 + _TWICE) * grid.n_tiles
+    while across[-1] < grid.block[-1] and _parted(grid, (down, *across)).n_tiles > most:
+        across[-1] += CHUNK[3]
+    return down, *across
+
+
+def _parted(grid: Grid, block: tuple[int, ...]) -> Grid:
+    return Grid(tuple(replace(a, block=min(a.block, b)) for a, b in zip(grid.axes, block, strict=True)))
 
 
 def check_room(folder: Path, needed: int, instead: str = "choose another output folder") -> None:

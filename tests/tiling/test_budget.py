@@ -67,6 +67,18 @@ def test_at_the_usual_memory_borders_cost_a_twentieth_of_a_rasters_tiles(tile):
     assert once < chosen(source, tile, 2048 * MB).n_tiles <= 1.05 * once
 
 
+@pytest.mark.parametrize(
+    ("shape", "narrower"), [((512,) * 3, True), ((1024,) * 3, True), ((1500, 2048, 2048), True), ((300,) * 3, False)]
+)
+def test_at_the_usual_memory_a_volumes_blocks_are_as_narrow_as_a_tenth_of_the_tiles_allows(shape, narrower):
+    once = Grid.regular(shape, (64,) * 3, 0.25)
+    grid = chosen(source_of(1, *shape, dtype="int16"), 64, 2048 * MB)
+    assert grid.n_tiles <= 1.1 * once.n_tiles
+    assert (grid.block[2] < shape[2]) is narrower
+    thinner = Grid.regular(shape, (64,) * 3, 0.25, (*grid.block[:2], grid.block[2] - CHUNK[3]))
+    assert thinner.n_tiles > 1.1 * once.n_tiles or grid.block[2] == 256
+
+
 @pytest.mark.parametrize(("source", "tile"), [(RASTER, 512), (VOLUME, 64)])
 def test_block_sides_are_whole_chunks_or_the_whole_side(source, tile):
     grid = chosen(source, tile, 2500 * MB)
