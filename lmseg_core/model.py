@@ -83,6 +83,9 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         model: LMSegForSemanticSegmentation = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.bridge is not None and model.config.lm_adapter is not None:
             freeze(model.bridge, Adapter(**model.config.lm_adapter))  # loading makes parameters anew
+        # Weights lie in the mapped file as they come; some processors round otherwise where they are not aligned.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
         return loaded
 
     @classmethod

@@ -101,8 +101,9 @@ def test_a_predictor_does_without_sources(
         whole = np.full((5, 16, 16), held, np.float32)
         whole[kept] = block[kept]
         x = torch.from_numpy((whole - mean) / 2)[None].repeat(2, 1, 1, 1)
-        expected = fused(x, source_mask=mask).logits.softmax(1)
-        assert torch.allclose(model(torch.stack([placed, placed])), expected, atol=1e-5)
+        logits = fused(x, source_mask=mask).logits
+        rounding = 5e-7 * float(logits.abs().max())  # of folded norms
+        assert torch.allclose(model(torch.stack([placed, placed])), logits.softmax(1), atol=rounding)
 
 
 def test_a_predictor_without_sources_travels_and_has_a_digest_of_its_own(folder: Path) -> None:
