@@ -168,7 +168,7 @@ def choose_block(
 
 
 def _sides(grid: Grid) -> tuple[int, ...]:
-    """Sides of a block at the default memory; `grid` has the whole area in one."""
+    """Sides of a block at the default memory, for a grid of one block over the whole area."""
     if len(grid.shape) == 2:
         return _BLOCK[2][0], max(_BLOCK[2][1], _TILES * grid.tile[1])
     down, *across = _BLOCK[3]
