@@ -27,14 +27,16 @@ def _labels(store: Store) -> np.ndarray:
 
 
 def test_labels_do_not_depend_on_workers_or_blocks(wide: str, raster_model: str, tmp_path: Path) -> None:
-    """One process or two, one block or many: bit-identical labels and probabilities."""
+    """One process, two or four, one block or many: bit-identical labels and probabilities."""
     common = {"sources": [wide], "model": raster_model, "tile": 256, "probability": True}
     one = _segment(RegionParameters(output=tmp_path / "one", **common))
-    two = _segment(RegionParameters(output=tmp_path / "two", memory="460MiB", workers=2, **common))
-    assert two.store.grid.n_blocks > one.store.grid.n_blocks
-    np.testing.assert_array_equal(_labels(one.store), _labels(two.store))
     whole = Box.whole(one.store.out_space.shape)
-    np.testing.assert_array_equal(one.store.read(whole, "probability"), two.store.read(whole, "probability"))
+    for workers in (2, 4):
+        out = tmp_path / str(workers)
+        many = _segment(RegionParameters(output=out, memory="460MiB", workers=workers, **common))
+        assert many.store.grid.n_blocks > one.store.grid.n_blocks
+        np.testing.assert_array_equal(_labels(one.store), _labels(many.store))
+        np.testing.assert_array_equal(one.store.read(whole, "probability"), many.store.read(whole, "probability"))
 
 
 def test_a_block_done_again_changes_nothing(wide: str, raster_model: str, tmp_path: Path) -> None:
