@@ -6,7 +6,9 @@ import math
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +151,15 @@ def choose_block(
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
-    chunk, (down, *across) = CHUNK[len(shape)], _sides(Grid.regular(shape, tile, overlap, area=area.box))
+    parted = partial(Grid.regular, shape, tile, overlap, area=area.box)
+    chunk, (down, *across) = CHUNK[len(shape)], _sides(parted)
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
         sides = (down * min(eighths, 8), *(side * eighths for side in across))
         block = tuple(
             whole if eighths >= 8 and whole <= side / 8 * _WHOLE else max(chunk, side // 8 // chunk * chunk)
             for side, whole in zip(sides, area.box.shape, strict=True)
         )
-        grid = Grid.regular(shape, tile, overlap, block, area.box)
+        grid = parted(block=block)
         need = BASE + block_bytes(source, grid, n_classes, outputs)
         if need <= memory:
             return grid
@@ -167,19 +170,16 @@ def choose_block(
     )
 
 
-def _sides(grid: Grid) -> tuple[int, ...]:
-    """Sides of a block at the default memory, for a grid of one block over the whole area."""
-    if len(grid.shape) == 2:
-        return _BLOCK[2][0], max(_BLOCK[2][1], _TILES * grid.tile[1])
+def _sides(parted: Callable[..., Grid]) -> tuple[int, ...]:
+    """Sides of a block at the default memory, of an area that `parted(block=...)` parts into blocks."""
+    whole = parted()
+    if len(whole.shape) == 2:
+        return _BLOCK[2][0], max(_BLOCK[2][1], _TILES * whole.tile[1])
     down, *across = _BLOCK[3]
-    most = (1 + _TWICE) * grid.n_tiles
-    while across[-1] < grid.block[-1] and _parted(grid, (down, *across)).n_tiles > most:
+    most = (1 + _TWICE) * whole.n_tiles
+    while across[-1] < whole.block[-1] and parted(block=(down, *across)).n_tiles > most:
         across[-1] += CHUNK[3]
     return down, *across
-
-
-def _parted(grid: Grid, block: tuple[int, ...]) -> Grid:
-    return Grid(tuple(replace(a, block=min(a.block, b)) for a, b in zip(grid.axes, block, strict=True)))
 
 
 def check_room(folder: Path, needed: int, instead: str = "choose another output folder") -> None:
