@@ -93,6 +93,9 @@ class Thresholds:
         levels = np.linspace(0, 255, self.n, dtype=np.float32).reshape(-1, *[1] * self.ndim)
         return -np.abs(first - levels)
 
+    def peak_memory(self) -> int:
+        return 0
+
 
 def segment(source: Path, out: Path) -> None:
     """What `lmseg segment` does, with `Thresholds` for a model."""

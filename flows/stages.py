@@ -127,6 +127,7 @@ def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
         "blocks": figures.blocks,
         "tiles computed twice": f"{figures.recomputed:.1%}",
         "memory": f"{figures.memory / 2**20:.0f} MiB a process",
+        **({"device memory": f"{figures.device / 2**20:.0f} MiB a process"} if figures.device else {}),
         "disk": f"{figures.disk / 2**20:.1f} MiB at most",
         "network time": f"{figures.seconds:.0f} s, {figures.tiles / max(figures.seconds, 1e-9):.1f} tiles/s",
     }

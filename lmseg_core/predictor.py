@@ -22,6 +22,7 @@ from lmseg_core import bundled
 from lmseg_core.adapters import merge
 from lmseg_core.blocks import fold
 from lmseg_core.classes import SegmentClass
+from lmseg_core.device import apart, bring, device_of, mixed, peak_memory, precision_of
 from lmseg_core.errors import ModelError, first_line
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor, normalise
@@ -31,7 +32,6 @@ from lmseg_core.processor import LMSegImageProcessor, normalise
 NUMERICS = 2
 _LOADING = threading.Lock()
 _FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}  # twice as fast on a CPU in 2D
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ class Predictor:
         loaded = _load(source, device)
         config = loaded.network.config
         # As it is here: a worker with another device must not answer otherwise.
-        precision = _precision(precision, loaded.device)
+        precision = precision_of(precision, loaded.device)
         self._arguments = _Arguments(source, device, statistics, absent, precision, compiled)
         self._network = loaded.network
         self._device = loaded.device
@@ -165,7 +165,7 @@ class Predictor:
                 band[~np.isfinite(band)] = mean
             if invalid is not None:
                 band[invalid] = mean if values.dtype.kind == "f" else np.rint(mean)
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        return bring(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return class probabilities (B, K, *tile) float32 of raw windows (B, C, *tile) of any dtype.
@@ -175,6 +175,13 @@ class Predictor:
         and so labels would depend on the number of cores.
         """
         self._bound()
+        return apart(self._device, lambda: self._scores(batch))
+
+    def peak_memory(self) -> int:
+        """Return bytes of the device's own memory that tensors took at most since the last call; 0 on a CPU."""
+        return peak_memory(self._device)
+
+    def _scores(self, batch: Tensor) -> Tensor:
         if self._device.type != "cpu":
             return self._score(batch)
         return torch.cat(list(_lanes()[0].map(self._score, torch.split(batch, 1))))
@@ -183,7 +190,7 @@ class Predictor:
         with torch.inference_mode():
             values = self._complete(normalise(batch.to(self._device), *self._bound()))
             values = values.contiguous(memory_format=_FORMAT[self.ndim])
-            with _mixed(self._device, self._arguments.precision):
+            with mixed(self._device, self._arguments.precision):
                 logits = self._forward(values, source_mask=self._present(values)).logits
             return torch.softmax(logits.float(), dim=1).contiguous()
 
@@ -238,7 +245,7 @@ def _load(source: str, device: str) -> _Loaded:
     # The times are part of the key: a model that was trained again under the same name loads again.
     stamp = tuple(file.stat().st_mtime_ns for file in files)
     with _LOADING:
-        return _load_once(path, _device(device), stamp)
+        return _load_once(path, device_of(device), stamp)
 
 
 @lru_cache(maxsize=4)
@@ -287,32 +294,6 @@ def _lanes() -> tuple[ThreadPoolExecutor, int]:
 os.register_at_fork(after_in_child=_lanes.cache_clear)  # a child process has none of its parent's threads
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f'device "{name}" is not known; use auto, cpu, cuda or cuda:0.') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f'device "{name}" was asked for, but torch finds no CUDA device; use cpu or auto.')
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name == "auto":
-        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if has else "float32"
-    if name not in _PRECISIONS:
-        raise ModelError(f'precision "{name}" is not known; use auto, {" or ".join(_PRECISIONS)}.')
-    return name
-
-
-def _mixed(device: torch.device, precision: str) -> torch.autocast:
-    """Return what runs convolutions and matrix products in a precision, and the rest in float32."""
-    return torch.autocast(device.type, _PRECISIONS[precision], enabled=precision != "float32")
-
-
 @lru_cache(maxsize=4)
 def _compiled(
     network: LMSegForSemanticSegmentation, device: torch.device, precision: str, batch: int
@@ -324,7 +305,7 @@ def _compiled(
     compiled: Any = torch.compile(network, dynamic=False, options={"cpp.threads": 1} if on_cpu else None)
 
     def warm() -> None:
-        with torch.inference_mode(), _mixed(device, precision):
+        with torch.inference_mode(), mixed(device, precision):
             compiled(windows.contiguous(memory_format=_FORMAT[config.ndim]))
 
     try:

@@ -87,11 +87,12 @@ def _label_index(total: Array) -> NDArray[Any]:
     # NaN and infinity survive a sum, which costs less than looking at each score.
     if not bool(xp.isfinite(xp.sum(total))):
         raise ValueError("the model gave scores that are not finite")
+    kind = np.uint8 if len(total) <= 256 else np.uint16
     if not isinstance(total, np.ndarray):
-        return host(xp.argmax(total, axis=0))
+        # Narrow before they leave the device; 16 bits without a sign are not in every library.
+        return host(xp.astype(xp.argmax(total, axis=0), xp.uint8 if kind is np.uint8 else xp.int32))
     # numpy's argmax over the first axis takes many times as long, and so does writing where a mask is set.
     best = total[0].copy()
-    kind = np.uint8 if len(total) <= 256 else np.uint16
     index, larger = np.zeros(best.shape, kind), np.empty(best.shape, np.bool_)
     for number, scores in enumerate(total[1:], 1):
         np.greater(scores, best, out=larger)

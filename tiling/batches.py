@@ -18,7 +18,8 @@ from tiling.predict import Array, Predict
 
 # Of this process: the batch of a model and tile that the device had memory for, where it is smaller than asked for.
 _FITTING: dict[tuple[str, tuple[int, ...]], int] = {}
-# Batches that are under way on a CPU while one is used.
+# Batches that are under way while one is used: the next follows on the device at once, and cores of a CPU go on to it
+# one by one.
 AHEAD = 2
 _WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate")
 
@@ -33,8 +34,8 @@ def predicted(
 ) -> Iterator[tuple[Box, Array]]:
     """Scores of each tile, in order; the network always sees batches of one size.
 
-    While a batch is being used the next one is under way, and on a CPU one more, which its cores go on to one by one.
-    Where the device runs out of memory the batch is halved, for the rest of the process.
+    While a batch is being used the next `AHEAD` are under way. Where the device runs out of memory the batch is halved,
+    for the rest of the process.
 
     Args:
         placed: (C, *reach) on the device.
@@ -45,8 +46,7 @@ def predicted(
     Raises:
         ValueError: where scores have another shape.
     """
-    ahead = AHEAD if str(device(placed)) == "cpu" else 1
-    network = _threads(ahead)
+    network = _threads()
     coming: deque[Future[list[tuple[Box, Array]]]] = deque()
     left = deque(tiles)
     room = 1  # the first alone: it finds out for how many tiles the device has memory
@@ -57,15 +57,15 @@ def predicted(
                 batch = [left.popleft() for _ in range(size)]
                 coming.append(network.submit(score, predict, placed, reach, batch, n_classes))
             yield from coming.popleft().result()
-            room = ahead + 1
+            room = AHEAD + 1
     finally:  # where a batch failed, or nobody wants the rest
         wait([batch for batch in coming if not batch.cancel()])
 
 
 @cache
-def _threads(count: int) -> ThreadPoolExecutor:
+def _threads() -> ThreadPoolExecutor:
     """Threads that wait for the network; starting them for each block would cost as much as a small block."""
-    return ThreadPoolExecutor(count, thread_name_prefix="network")
+    return ThreadPoolExecutor(AHEAD, thread_name_prefix="network")
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # a child process has none of its parent's threads

@@ -45,6 +45,7 @@ class Plan:
         batch: tiles in one call of the network, as many as the device has memory for.
         recomputed: share of tiles computed once more because they lie on block borders.
         memory: bytes a process will hold at its peak.
+        device: bytes of the device's memory, where it has its own.
         disk: bytes at most, store, staging and export, before compression.
         seconds: of the network alone, from one timed batch.
     """
@@ -56,17 +57,26 @@ class Plan:
     batch: int
     recomputed: float
     memory: int
+    device: int
     disk: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One timed batch of a model on this machine: its tiles, seconds a tile, bytes the network took at its peak."""
+    """One timed batch of a model on this machine.
+
+    Attributes:
+        seconds: a tile.
+        memory: bytes that the network took of this machine's memory at its peak.
+        weights, device: bytes on a device with memory of its own, before the batch and at its peak.
+    """
 
     batch: int
     seconds: float
     memory: int
+    weights: int
+    device: int
 
 
 def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Probe:
@@ -76,6 +86,8 @@ def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Prob
         InputError: where the device has no memory for one tile.
     """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    predict.peak_memory()  # of what was before
+    weights = predict.peak_memory()
     whole = Box.whole(tile)
     placed = predict.place(np.zeros((predict.channels, *tile), dtype), np.ones(tile, bool))
 
@@ -96,7 +108,8 @@ def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Prob
     run()
     batch = fitting_batch(predict, tile)
     seconds = (time.perf_counter() - start) / batch
-    return Probe(batch, seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return Probe(batch, seconds, memory, weights, predict.peak_memory())
 
 
 def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ...] = ()) -> Plan:
@@ -106,6 +119,7 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
     n_classes = len(predict.classes)
     maps = 1 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
     scores = AHEAD * measured.batch * 4 * n_classes * math.prod(grid.tile)  # besides those of the batch that was timed
+    device = measured.weights + AHEAD * (measured.device - measured.weights)
     return Plan(
         grid.n_tiles,
         grid.n_blocks,
@@ -114,6 +128,7 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
         measured.batch,
         grid.n_tiles / once.n_tiles - 1,
         BASE + measured.memory + scores + block_bytes(source, grid, n_classes, outputs),
+        device and device + _placed_bytes(source, grid, n_classes, outputs),
         2 * maps * grid.area.size,
         grid.n_tiles * measured.seconds,
     )
@@ -121,6 +136,13 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
 
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
     """Bytes that blocks in flight hold in a process: one is read, one predicted, one written."""
+    maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
+    ahead = maps * grid.axes[0].step * math.prod(grid.block[1:])  # answers to rows below the block
+    return IN_HAND * maps * math.prod(grid.block) + ahead + _placed_bytes(source, grid, n_classes, outputs)
+
+
+def _placed_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...]) -> int:
+    """Those of them that lie on the device: raw pixels of two blocks, and sums of scores."""
     reach = math.prod(min(e, b + t) for e, b, t in zip(grid.shape, grid.block, grid.tile, strict=True))
     raw = reach * source.channels * source.dtype.itemsize
     # Sums of scores, and of weights where shares are made of them.
@@ -128,9 +150,7 @@ def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, 
     sums = 4 * (n_classes + bool(outputs)) * held_pixels(grid, strip)
     row = math.prod(grid.block[1:])
     slab = (16 + 12 * n_classes * bool(outputs)) * min(max(SLAB, row), grid.tile[0] * row)
-    maps = 2 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    ahead = maps * grid.axes[0].step * row  # answers to rows below the block
-    return IN_HAND * (raw + maps * math.prod(grid.block)) + ahead + sums + slab
+    return IN_HAND * raw + sums + slab
 
 
 def choose_block(

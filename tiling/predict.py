@@ -45,11 +45,18 @@ class Predict(Protocol):
         ...
 
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Array:
-        """Moves (C, *S) raw values to the device, once a block; `valid` (*S) marks what may be believed."""
+        """Moves (C, *S) raw values to the device, once a block; `valid` (*S) marks what may be believed.
+
+        Called while another block is predicted.
+        """
         ...
 
     def __call__(self, batch: Array) -> Array:
         """(B, C, *tile) -> (B, K, *tile) scores, the higher the likelier."""
+        ...
+
+    def peak_memory(self) -> int:
+        """Bytes taken on a device with memory of its own, at most since the last call; 0 where it has none."""
         ...
 
 
@@ -109,6 +116,9 @@ class Oriented:
         flips = tuple(a + 2 for a in self._flips)
         scores = self.model(_flip(xp, xp.permute_dims(batch, forth), flips))
         return xp.permute_dims(_flip(xp, scores, flips), back)
+
+    def peak_memory(self) -> int:
+        return self.model.peak_memory()
 
 
 def _flip(xp: Any, array: Array, axes: tuple[int, ...]) -> Array:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Where the time of a block goes. Reading and writing have threads of their own; in the others the device has no other
-# work: it waits for what is read, takes the raw block, scores, blends, and waits for the block before to be written.
+# work: it waits for what is read and for the way of the raw block to it, scores, blends, and waits for the block before
+# to be written.
 STEPS = ("read", "wait", "move", "network", "blend", "hold", "write")
 
 

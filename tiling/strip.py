@@ -1,6 +1,6 @@
 """Blocks one below another are computed by one task, and tiles on the borders between them once.
 
-While a block is on the device, the one below is read and the one above written.
+While a block is predicted, the one below is read and brought to the device, and the one above written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tiling.blend import Field, Slab
 from tiling.box import Box
 from tiling.errors import BlockError, InputError
 from tiling.heap import give_back
-from tiling.predict import Predict
+from tiling.predict import Array, Predict
 from tiling.record import STEPS
 from tiling.sources import Pixels, Source
 from tiling.stamp import stamp_of
@@ -109,18 +109,20 @@ def _compute(
     column: _Column | None = None
     writing: Future[BlockReport] | None = None
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        coming = [reader.submit(_read, source, store, todo[0], None)] if todo else []
+        coming = [reader.submit(_read, source, predict, store, todo[0], None)] if todo else []
         for number, below in zip(todo, [*todo[1:], None], strict=False):
             clock = time.perf_counter()
             block = coming.pop().result()
             if block.shares and column is None:
-                block = _read(source, store, number, None)  # the model failed on the block above
+                block = _read(source, predict, store, number, None)  # the model failed on the block above
             if below is not None:
-                coming.append(reader.submit(_read, source, store, below, number))
+                coming.append(reader.submit(_read, source, predict, store, below, number))
+            # What is late was last on its way to the device; else nobody waited for that.
+            block.seconds["move"] = min(block.seconds["move"], time.perf_counter() - clock)
             if column is None or not block.shares:
                 column = _Column(predict, store, block.box)
             with _DEVICE:
-                block.seconds["wait"] = time.perf_counter() - clock
+                block.seconds["wait"] = time.perf_counter() - clock - block.seconds["move"]
                 try:
                     answered = column.answer(block)
                 except InputError:
@@ -148,7 +150,8 @@ class _Block:
 
     Attributes:
         shares: whether the block above predicts the tiles that both touch.
-        reach: the box of `pixels`, in image indices: what the other tiles see.
+        reach: the box of what was read, in image indices: what the other tiles see.
+        placed: its pixels on the device, or why they are not there; None where none is wanted.
         wanted: bool, over the block and as much of the area below it as its tiles cover.
         nonfinite: pixels of the block that were masked because they were NaN or infinite.
     """
@@ -157,7 +160,7 @@ class _Block:
     box: Box
     shares: bool
     reach: Box
-    pixels: Pixels
+    placed: Future[Array] | None
     wanted: NDArray[np.bool_]
     nonfinite: int
     seconds: dict[str, float]
@@ -184,8 +187,8 @@ class _Answered(NamedTuple):
     seconds: dict[str, float]
 
 
-def _read(source: Source, store: Store, number: int, above: int | None) -> _Block:
-    """Reads what a block needs, or what it needs more than the one before it, where that is the one above."""
+def _read(source: Source, predict: Predict, store: Store, number: int, above: int | None) -> _Block:
+    """Brings to the device what a block needs, or needs more than the one before it, where that is the one above."""
     clock = time.perf_counter()
     grid, area = store.grid, store.area.box
     box = grid.block_box(number)
@@ -202,7 +205,19 @@ def _read(source: Source, store: Store, number: int, above: int | None) -> _Bloc
     # What was read reaches past the block, whose neighbours would count the same pixels again.
     nonfinite = pixels.nonfinite and _pixels(source, store, box).nonfinite
     seconds = dict.fromkeys(STEPS, 0.0) | {"read": time.perf_counter() - clock}
-    return _Block(number, box, shares, reach, pixels, wanted, nonfinite, seconds)
+    clock = time.perf_counter()
+    placed = _place(predict, pixels) if wanted.any() else None
+    seconds["move"] = time.perf_counter() - clock
+    return _Block(number, box, shares, reach, placed, wanted, nonfinite, seconds)
+
+
+def _place(predict: Predict, pixels: Pixels) -> Future[Array]:
+    placed: Future[Array] = Future()
+    try:
+        placed.set_result(predict.place(pixels.values, pixels.valid))
+    except Exception as error:  # the model's, for whoever predicts the block
+        placed.set_exception(error)
+    return placed
 
 
 def _pixels(source: Source, store: Store, box: Box) -> Pixels:
@@ -254,8 +269,8 @@ class _Column:
             clock = now
 
         if tiles:
-            placed = self._predict.place(block.pixels.values, block.pixels.valid)
-            lap("move")
+            assert block.placed is not None
+            placed = block.placed.result()
             for tile, scores in predicted(self._predict, placed, block.reach, tiles, len(classes)):
                 lap("network")
                 fill(self._field.upto(*tile.start[:2]))

@@ -33,6 +33,9 @@ class Identity:
     def __call__(self, batch: Any) -> Any:
         return batch
 
+    def peak_memory(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class Mixing(Identity):
@@ -64,6 +67,16 @@ class Raising(Identity):
         if (batch == 200).any():
             raise RuntimeError("the device is on fire")
         return batch
+
+
+@dataclass(frozen=True)
+class Unplaced(Identity):
+    """Cannot be given what holds the value 200."""
+
+    def place(self, values: Any, valid: Any) -> Any:
+        if (values == 200).any():
+            raise RuntimeError("the device is full")
+        return super().place(values, valid)
 
 
 @dataclass(frozen=True)

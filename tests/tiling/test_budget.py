@@ -120,6 +120,26 @@ def test_a_plan_counts_tiles_blocks_and_what_is_computed_twice():
     assert more.disk > figures.disk
 
 
+def test_a_device_with_memory_of_its_own_holds_weights_batches_and_blocks():
+    taken = []
+
+    class Device(Identity):
+        def __call__(self, batch):
+            taken.append(500 * MB)  # 100 MiB of weights, 400 of a batch
+            return batch
+
+        def peak_memory(self):
+            peak = max([100 * MB, *taken])
+            taken.clear()
+            return peak
+
+    source, grid = source_of(2, 2000, 1500), Grid.regular((2000, 1500), 32, 0.25, 500)
+    raw, scores = 2 * 532 * 532, 4 * 2 * 2**20  # of a block; of a few parts of a layer at most
+    figures = plan(source, grid, Device(2, (32, 32)))
+    assert 900 * MB + 2 * raw < figures.device < 900 * MB + 2 * raw + 3 * scores
+    assert plan(source, grid, Identity(2, (32, 32))).device == 0
+
+
 def test_a_probe_runs_the_model_on_its_own_tile_and_dtype():
     seen = []
 

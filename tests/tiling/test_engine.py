@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,37 @@ def test_many_blocks_are_never_all_in_flight(tmp_path):
         tiling.segment(source, Identity(2, (4, 4)), store, executor=pool)
     assert store.grid.n_blocks == len(most) == 300
     assert max(most) <= 256
+
+
+def test_the_block_below_comes_to_the_device_while_one_is_predicted(tmp_path):
+    below = threading.Event()
+
+    class Waiting(Identity):
+        def place(self, values, valid):
+            if (values == 1).any():
+                below.set()
+            return super().place(values, valid)
+
+        def __call__(self, batch):
+            assert below.wait(60)
+            return batch
+
+    values = np.zeros((2, 64, 32), np.uint8)
+    values[1, 32:] = 1  # the second block
+    source, grid = ArraySource(values), Grid.regular((64, 32), 16, 0, 32)
+    store = run(source, grid, Waiting(2, grid.tile), tmp_path)
+    assert np.array_equal(maps(store)["labels"], values[1])
+
+
+def test_the_way_to_the_device_is_told_where_it_held_the_device_up(tmp_path):
+    class Slow(Identity):
+        def place(self, values, valid):
+            time.sleep(0.2)
+            return super().place(values, valid)
+
+    source, grid = image_of((32, 32)), Grid.regular((32, 32), 16, 0, 32)
+    seconds = run(source, grid, Slow(2, grid.tile), tmp_path).seconds()
+    assert seconds["move"] >= 0.2  # of one block, for which there is nothing else to do
 
 
 def test_tasks_are_small_enough_to_send(tmp_path):

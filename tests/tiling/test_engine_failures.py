@@ -11,7 +11,7 @@ import pytest
 
 import tiling
 from tests.tiling.files import write_tiff
-from tests.tiling.predictors import Cropping, Identity, Mixing, Raising, Small, Spoiling
+from tests.tiling.predictors import Cropping, Identity, Mixing, Raising, Small, Spoiling, Unplaced
 from tests.tiling.refusals import refused
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
 from tiling import ArraySource, BlockError, Grid
@@ -36,6 +36,15 @@ def test_a_model_that_fails_names_the_block_and_the_others_are_finished(tmp_path
     tiling.segment(source, Identity(2, grid.tile), store, on_block=lambda r: computed.append(r.block))
     assert computed == [11]
     assert np.array_equal(maps(store)["labels"], source.values.argmax(axis=0))
+
+
+def test_a_block_that_cannot_be_brought_to_the_device_is_named_and_the_others_are_finished(tmp_path):
+    source, grid = spotted(), Grid.regular((64, 64), 16, 0, 16)
+    predict = Unplaced(2, grid.tile)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, predict)
+    with pytest.raises(BlockError, match=r"^block 11 at \(32, 48\)\.\.\(48, 64\) of array.*the device is full; the"):
+        tiling.segment(source, predict, store)
+    assert store.pending() == [11]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_digest_tells_orientations_apart_and_the_rest_is_the_model_s():
             affine = affine_of(axes_of((order, (sign, 1.0, 1.0), 0.0)))
             oriented = Oriented(model, tuple(map(tuple, affine[:3])))
             digests.add(oriented.digest)
-            assert (oriented.channels, oriented.ndim, oriented.batch) == (1, 3, 3)
+            assert (oriented.channels, oriented.ndim, oriented.batch, oriented.peak_memory()) == (1, 3, 3, 0)
             assert oriented.classes == model.classes
     assert len(digests) == 6
 
