@@ -14,6 +14,7 @@ from tiling import Box, Store
 
 SAMPLES = Path(__file__).parent / "samples"
 SCENE = SAMPLES / "sentinel2_accomack.tif"
+PICTURE = SAMPLES / "yellowstone.jpg"
 BRAIN = SAMPLES / "mni152_t1.nii.gz"
 
 # Around both hippocampi of the MNI152 brain, in millimetres (RAS+), as the model's training crops are around one.
@@ -24,20 +25,25 @@ TEMPLATE_LITRES, ADULT_LITRES = 1.89, 1.5
 
 
 def run_demo(output: Path) -> None:
-    """Runs both flows on the bundled samples, into `output`, and prints what was found and written."""
+    """Runs both flows on the bundled samples, with each bundled model, and prints what was found and written."""
     # Without a server of its own Prefect starts one for the moment, which a busy machine is slow to do.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows.segment import segment_region, segment_volume
 
-    print("Segmenting a Sentinel-2 scene and the MNI152 brain: a minute on two cores", flush=True)
-    region = RegionParameters(sources=[str(SCENE)], output=output, model="land-cover-tiny")
-    volume = VolumeParameters(sources=[str(BRAIN)], output=output, model="hippocampus-tiny", box=HIPPOCAMPI)
-    summaries = [*segment_region(region), *segment_volume(volume)]
+    print("Segmenting a Sentinel-2 scene, an aerial picture and the MNI152 brain: a minute on two cores", flush=True)
+    scene = RegionParameters(sources=[str(SCENE)], output=output, model="land-cover-tiny")
+    picture = RegionParameters(sources=[str(PICTURE)], output=output, model="aerial-tiny")
+    brain = VolumeParameters(sources=[str(BRAIN)], output=output, model="hippocampus-tiny", box=HIPPOCAMPI)
+    summaries = [*segment_region(scene), *segment_region(picture), *segment_volume(brain)]
     for summary in summaries:
         print_summary(summary)
-    print(f"\n{_sides(tiling.open_store(summaries[-1]['store']))}")
+    print(
+        "\naerial-tiny learned from towns in the desert: in Yellowstone it finds trees and open ground,\n"
+        "  and takes some shade for buildings"
+    )
+    print(_sides(tiling.open_store(summaries[-1]["store"])))
     previews = [file for summary in summaries for file in summary["files"] if file.endswith(".png")]
     print("\nLook at", " and ".join(previews))
 

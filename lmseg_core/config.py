@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from lmseg_core.classes import SegmentClass
 from lmseg_core.errors import ModelError
+from lmseg_core.mirror import AXES
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _UNNAMED = re.compile(r"|LABEL_\d+")  # what transformers calls a class that was given no name
@@ -55,6 +56,9 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     Decoder: "unet" or "fcn"; deep_supervision: how many coarser stages have a head of their own in training;
     dropout: of channels before the head. Head: "closed", one convolution, or "text", the cosine to class-name
     embeddings of size text_size.
+
+    mirror: axes ("x", "y", "z") along which windows are mirrored when the network predicts, to average the answers:
+    of one axis twice the work, of two four times. For networks that were trained on flips along them.
     """
 
     model_type = "lmseg"
@@ -88,6 +92,7 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         dropout: float = 0.0,
         head: str = "closed",
         text_size: int = 0,
+        mirror: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -119,6 +124,7 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.dropout = dropout
         self.head = head
         self.text_size = text_size
+        self.mirror = list(mirror)
         self._check(count)
 
     @classmethod
@@ -188,6 +194,9 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 f"config.json has deep_supervision {self.deep_supervision}; {len(self.widths)} stages allow 0 to "
                 f"{len(self.widths) - 2}."
             )
+        axes = list(AXES)[: self.ndim]
+        if len(set(self.mirror)) != len(self.mirror) or not set(self.mirror) <= set(axes):
+            raise ModelError(f"config.json has mirror {self.mirror}; list some of {', '.join(axes)}, each once.")
         if not 0 <= self.dropout < 1:
             raise ModelError(f"config.json has dropout {self.dropout}; give a share of at least 0 and below 1.")
         if self.backbone_config is not None and (self.ndim, self.stride) != (2, 1):

@@ -24,6 +24,7 @@ from lmseg_core.blocks import fold
 from lmseg_core.classes import SegmentClass
 from lmseg_core.device import apart, bring, device_of, mixed, peak_memory, precision_of
 from lmseg_core.errors import ModelError, first_line
+from lmseg_core.mirror import mirrored
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor, normalise
 
@@ -189,10 +190,13 @@ class Predictor:
     def _score(self, batch: Tensor) -> Tensor:
         with torch.inference_mode():
             values = self._complete(normalise(batch.to(self._device), *self._bound()))
-            values = values.contiguous(memory_format=_FORMAT[self.ndim])
-            with mixed(self._device, self._arguments.precision):
-                logits = self._forward(values, source_mask=self._present(values)).logits
-            return torch.softmax(logits.float(), dim=1).contiguous()
+            return mirrored(self._probabilities, values, self._network.config.mirror)
+
+    def _probabilities(self, values: Tensor) -> Tensor:
+        values = values.contiguous(memory_format=_FORMAT[self.ndim])
+        with mixed(self._device, self._arguments.precision):
+            logits = self._forward(values, source_mask=self._present(values)).logits
+        return torch.softmax(logits.float(), dim=1).contiguous()
 
     def _complete(self, values: Tensor) -> Tensor:
         """Return windows (B, C, *S) of all the model's channels, zero where their source is absent."""

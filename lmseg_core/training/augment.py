@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmseg_core.loss import IGNORE
+from lmseg_core.mirror import AXES
 from lmseg_core.training.settings import AugmentSettings
 
 Matrix = NDArray[np.float64]
-
-_AXES = {"x": -1, "y": -2, "z": -3}
 
 
 def chance(share: float, generator: torch.Generator) -> bool:
@@ -43,7 +42,7 @@ def between(low: float, high: float, generator: torch.Generator) -> float:
 def geometry(settings: AugmentSettings, ndim: int, generator: torch.Generator) -> Matrix:
     """Return the matrix (ndim, ndim) of a random flip, quarter turn, rotation and zoom."""
     matrix = np.eye(ndim)
-    for axis in (_AXES[name] for name in settings.flip):
+    for axis in (AXES[name] for name in settings.flip):
         if chance(0.5, generator):
             matrix[axis, axis] = -1
     if settings.quarter_turns:

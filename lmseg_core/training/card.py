@@ -30,6 +30,7 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
     windows = settings.optimise.batch * settings.optimise.accumulate
     bridge = f"{language.blocks} blocks of {Path(language.name).name}, {language.tune}" if language else "none"
     bands = "1 band" if config.in_channels == 1 else f"{config.in_channels} bands"
+    shown = {name: f"{value:.3f}" for name, value in figures.items()}
     text = f"""---
 {yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False).strip()}
 ---
@@ -54,8 +55,8 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
 
 ## Figures
 
-On the validation data, all pixels together: mean IoU {figures["mean_iou"]:.3f}, mean Dice {figures["mean_dice"]:.3f},
-of the classes but the first {figures["foreground_dice"]:.3f}, pixel accuracy {figures["pixel_accuracy"]:.3f}.
+On the validation data in windows side by side, all pixels together: mean IoU {shown["mean_iou"]}, mean Dice
+{shown["mean_dice"]}, of the classes but the first {shown["foreground_dice"]}, pixel accuracy {shown["pixel_accuracy"]}.
 
 | value | class | IoU | Dice |
 | ---: | --- | ---: | ---: |

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
@@ -20,6 +20,7 @@ from lmseg_core.adapters import merge, save_adapter, update_rank
 from lmseg_core.bundled import CONFIG, WEIGHTS
 from lmseg_core.errors import ModelError, TrainingError, first_line
 from lmseg_core.loss import SegmentationLoss
+from lmseg_core.mirror import mirrored
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.processor import LMSegImageProcessor
 from lmseg_core.training import census
@@ -153,7 +154,7 @@ def _train(
         trained=count(network)[0],
         weights=count(finished)[1],
         waiting=console.waiting,
-        figures=measure(finished, grid_windows, settings.optimise.batch, len(names)),
+        figures=measure(finished, grid_windows, settings.optimise.batch),
     )
     draw_curves(trainer.state.log_history, settings.watch.metric, output / "curves.png")
     draw_validation(finished, grid_windows, finished.config.classes, output / "validation.png")
@@ -163,13 +164,17 @@ def _train(
 
 
 @torch.inference_mode()
-def measure(network: nn.Module, windows: GridWindows, batch: int, classes: int) -> dict[str, float]:
-    """Return the figures of a network on validation windows."""
-    device, scores = next(network.parameters()).device, Scores(classes)
-    network.eval()
+def measure(network: LMSegForSemanticSegmentation, windows: GridWindows, batch: int) -> dict[str, float]:
+    """Return the figures of a network on validation windows, averaged over mirror images where it predicts so."""
+    device, scores = next(network.parameters()).device, Scores(len(network.config.classes))
+    nn.Module.eval(network)
+
+    def score(values: Tensor) -> Tensor:
+        return torch.softmax(network(pixel_values=values).logits.float(), dim=1)
+
     for items in DataLoader(windows, batch_size=batch):
-        logits = network(pixel_values=items["pixel_values"].to(device)).logits
-        scores.add(to_labels(logits, items["labels"]), items["labels"])
+        found = mirrored(score, items["pixel_values"].to(device), network.config.mirror)
+        scores.add(to_labels(found, items["labels"]), items["labels"])
     return scores.result()
 
 

@@ -10,11 +10,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import rasterio
 import SimpleITK
 from PIL import Image
 
 from flows.cli import main
-from flows.demo import ADULT_LITRES, BRAIN, TEMPLATE_LITRES
+from flows.demo import ADULT_LITRES, BRAIN, PICTURE, TEMPLATE_LITRES
 from tests.local_server import Server
 
 
@@ -36,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, prefect_server: Server) -> tu
 def test_prints_every_file_it_writes(demo: tuple[Path, str]) -> None:
     folder, out = demo
     written = [p for p in folder.iterdir() if not p.name.endswith(".zarr")]
-    assert len(written) == 9
+    assert len(written) == 13
     for path in written:
         assert str(path) in out
 
@@ -47,6 +48,21 @@ def test_land_cover_of_the_scene(demo: tuple[Path, str]) -> None:
     areas = {c["name"]: c["measure"] for c in report["classes"]}
     assert sum(areas.values()) == pytest.approx(832**2 * 1e-4)
     assert min(areas.values()) > 5
+
+
+def test_trees_and_open_ground_of_the_aerial_picture(demo: tuple[Path, str]) -> None:
+    """Which is all there is: what the model takes for buildings, roads and water is wrong, and the demo says so."""
+    report = json.loads((demo[0] / "yellowstone.run.json").read_text())
+    pixels = {c["name"]: c["pixels"] for c in report["classes"]}
+    assert sum(pixels.values()) == 766 * 824
+    assert pixels["land"] > pixels["vegetation"] > 0.3 * 766 * 824
+    assert pixels["land"] + pixels["vegetation"] > 0.9 * 766 * 824
+    # Trees are darker than the ground between them.
+    brightness = np.asarray(Image.open(PICTURE).convert("L"))
+    with rasterio.open(demo[0] / "yellowstone_labels.tif") as labels:
+        found = labels.read(1)
+    land, vegetation = (brightness[found == value].mean() for value in (1, 3))
+    assert vegetation < 0.8 * land
 
 
 def test_both_hippocampi_are_one_piece_of_plausible_size(demo: tuple[Path, str]) -> None:
@@ -72,6 +88,6 @@ def test_the_template_is_as_large_as_the_demo_says() -> None:
 
 
 def test_previews_are_pictures(demo: tuple[Path, str]) -> None:
-    for name in ("sentinel2_accomack_preview.png", "mni152_t1_preview.png"):
+    for name in ("sentinel2_accomack_preview.png", "yellowstone_preview.png", "mni152_t1_preview.png"):
         picture = np.asarray(Image.open(demo[0] / name))
         assert picture.std() > 20

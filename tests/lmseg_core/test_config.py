@@ -44,6 +44,8 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         ({"decoder": "deeplab"}, 'decoder "deeplab"; use unet or fcn'),
         ({"stride": 3}, "stride 3; give a power of two"),
         ({"deep_supervision": 3}, "deep_supervision 3; 4 stages allow 0 to 2"),
+        ({"mirror": ("x", "z")}, r"mirror \['x', 'z'\]; list some of x, y, each once"),
+        ({"mirror": ("x", "x")}, "each once"),
         ({"dropout": 1.0}, "dropout 1.0; give a share"),
         ({"backbone_config": {"model_type": "resnet"}, "ndim": 3}, "backbones need ndim 2"),
         ({"sources": (1, 1)}, r"sources \[1, 1\]; their channels must add up to 3"),

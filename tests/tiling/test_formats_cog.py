@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import rasterio
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 from rasterio.windows import transform as transform_of
 
@@ -94,7 +96,10 @@ def test_any_crs_or_none_is_copied(tmp_path, crs):
 
 def test_pixel_indices_without_any_georeference_stay_so(tmp_path):
     _, store = labelled(tmp_path, noise(), crs=None, transform=None)
-    with rasterio.open(tiling.export(store, tmp_path / "labels.tif")[0]) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotGeoreferencedWarning)  # which the command's own note says in words
+        out = tiling.export(store, tmp_path / "labels.tif")[0]
+    with rasterio.open(out) as image:
         assert image.crs is None
         assert image.transform == rasterio.Affine.identity()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -12,6 +13,7 @@ import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
@@ -39,7 +41,7 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
     staged = out.with_name("staged.tif")
     labels = name == "labels"
     with rasterio.Env(**GDAL_ENV, GDAL_OVR_CHUNKYSIZE=_OVERVIEW_ROWS):
-        with rasterio.open(staged, "w", **_profile(store, name)) as target:
+        with _created(staged, store, name) as target:
             _copy_pixels(store, name, target)
             if labels:
                 # A GeoTIFF palette has 256 entries; wider label maps keep their colours in the attribute table.
@@ -70,6 +72,13 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     side = out.with_name(out.name + ".aux.xml")
     return [out, side] if side.exists() else [out]
+
+
+def _created(path: Path, store: Store, name: str) -> Any:
+    with warnings.catch_warnings():
+        # The caller is told of a missing CRS in words, by the command or the flow.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, "w", **_profile(store, name))
 
 
 def _profile(store: Store, name: str) -> dict[str, Any]:
