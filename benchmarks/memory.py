@@ -106,7 +106,7 @@ def segment(source: Path, out: Path) -> None:
     image = stages.open_image(str(source), parameters)
     model = Thresholds(image.space.ndim, image.channels, 6 if image.space.ndim == 2 else 3)
     area = stages.area_of(image, parameters)
-    grid = choose_block(image, model.tile, 0.25, model.n, parameters.memory, area=area)
+    grid = choose_block(image, model, model.tile, 0.25, parameters.memory, area=area)
     out.mkdir()
     store = tiling.create(out / "run.zarr", image, grid, model)
     run = stages.Run(str(source), "run", image, model, store, parameters, 0.0, ())

@@ -156,9 +156,7 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
     predict = bind_model(image, area, parameters)
     outputs = tuple(n for n in ("probability", "uncertainty") if getattr(parameters, n))
     tile = tile_of(image, predict, parameters)
-    grid = choose_block(
-        image, tile, parameters.overlap, len(predict.classes), parameters.memory, area=area, outputs=outputs
-    )
+    grid = choose_block(image, predict, tile, parameters.overlap, parameters.memory, area=area, outputs=outputs)
     return _Fit(source, image, area, predict, grid, outputs, time.perf_counter() - start)
 
 

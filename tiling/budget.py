@@ -118,7 +118,8 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
     once = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
     n_classes = len(predict.classes)
     maps = 1 + ("probability" in outputs) * n_classes + ("uncertainty" in outputs)
-    scores = AHEAD * measured.batch * 4 * n_classes * math.prod(grid.tile)  # besides those of the batch that was timed
+    # Besides those of the batch that was timed.
+    scores = 0 if measured.device else AHEAD * _batch_bytes(predict, grid.tile)
     device = measured.weights + AHEAD * (measured.device - measured.weights)
     return Plan(
         grid.n_tiles,
@@ -153,11 +154,16 @@ def _placed_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str
     return IN_HAND * raw + sums + slab
 
 
+def _batch_bytes(predict: Predict, tile: tuple[int, ...]) -> int:
+    """Bytes of the scores of a batch."""
+    return fitting_batch(predict, tile) * 4 * len(predict.classes) * math.prod(tile)
+
+
 def choose_block(
     source: Source,
+    predict: Predict,
     tile: tuple[int, ...],
     overlap: float,
-    n_classes: int,
     memory: int,
     *,
     area: Area,
@@ -171,6 +177,8 @@ def choose_block(
         InputError: where no block fits, naming the memory that would do.
     """
     shape = source.space.shape
+    # Where the device has memory of its own, scores lie there.
+    scores = 0 if predict.peak_memory() else (AHEAD + 1) * _batch_bytes(predict, tile)
     parted = partial(Grid.regular, shape, tile, overlap, area=area.box)
     chunk, (down, *across) = CHUNK[len(shape)], _sides(parted)
     for eighths in range(8 * max(1, memory // _MEMORY), 0, -1):
@@ -180,7 +188,7 @@ def choose_block(
             for side, whole in zip(sides, area.box.shape, strict=True)
         )
         grid = parted(block=block)
-        need = BASE + block_bytes(source, grid, n_classes, outputs)
+        need = BASE + scores + block_bytes(source, grid, len(predict.classes), outputs)
         if need <= memory:
             return grid
     least = math.ceil(need / 2**20)

@@ -39,7 +39,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(image: Path, fixed_model: str, tmp_path: Path) -> list[object]:
-    return ["segment", image, "-m", fixed_model, "--overlap", "0", "--memory", "457500KB", "-o", tmp_path / "out"]
+    return ["segment", image, "-m", fixed_model, "--overlap", "0", "--memory", "457600KB", "-o", tmp_path / "out"]
 
 
 def labels(folder: Path) -> np.ndarray:

@@ -30,7 +30,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(image: Path, fixed_model: str) -> list[object]:
-    return ["segment", image, "-m", fixed_model, "--overlap", "0", "--memory", "457500KB", "-o"]
+    return ["segment", image, "-m", fixed_model, "--overlap", "0", "--memory", "457600KB", "-o"]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_goes_on_or_begins_anew(
         output=out,
         model=fixed_model,
         overlap=0,
-        memory="457500KB",  # type: ignore[arg-type]
+        memory="457600KB",  # type: ignore[arg-type]
     )
     (run,) = stages.prepare(parameters)
     stages.compute(run, [1, 2])

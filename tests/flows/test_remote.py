@@ -31,7 +31,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(fixed_model: str) -> list[object]:
-    return ["-m", fixed_model, "--overlap", "0", "--memory", "457500KB", "-o"]
+    return ["-m", fixed_model, "--overlap", "0", "--memory", "457600KB", "-o"]
 
 
 def _labels(folder: Path) -> np.ndarray:

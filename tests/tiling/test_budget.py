@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiling
-from tests.tiling.predictors import Identity, Small
+from tests.tiling.predictors import Constant, Identity, Small
 from tests.tiling.refusals import refused
 from tiling import ArraySource, Box, Grid
 from tiling.area import Area
@@ -24,10 +24,11 @@ def source_of(*shape, dtype="uint8"):
 RASTER, VOLUME = source_of(3, 24_000, 24_000), source_of(1, 1024, 512, 512, dtype="int16")
 
 
-def chosen(source, tile, memory, area=None, n_classes=5, **options):
+def chosen(source, tile, memory, area=None, kind=Constant, n_classes=5, **options):
     shape = source.space.shape
-    area = area or Area(Box.whole(shape))
-    return choose_block(source, (tile,) * len(shape), 0.25, n_classes, memory, area=area, **options)
+    area, tiles = area or Area(Box.whole(shape)), (tile,) * len(shape)
+    predict = kind(source.channels, tiles, batch=2, n_classes=n_classes)
+    return choose_block(source, predict, tiles, 0.25, memory, area=area, **options)
 
 
 @pytest.mark.parametrize("outputs", [(), ("probability", "uncertainty")])
@@ -43,9 +44,24 @@ def test_the_chosen_block_fits_the_memory_it_is_given_or_the_refusal_says_what_w
         with refused(f"needs {least} MiB", f"--memory {least - 1}MiB", f"--memory {least}MiB", "--tile"):
             chosen(source, tile, (least - 1) * MB, outputs=outputs)
         memory = least
-    assert BASE + block_bytes(source, grid, 5, outputs) <= memory * MB
+    scores = 3 * 2 * 4 * 5 * tile**source.space.ndim  # of a batch that is used and two under way
+    assert BASE + scores + block_bytes(source, grid, 5, outputs) <= memory * MB
     assert grid.area == Box.whole(source.space.shape)
     assert grid.tile == (tile,) * source.space.ndim
+
+
+def test_scores_of_many_classes_are_counted_where_they_lie_in_this_machine_s_memory():
+    class Device(Constant):
+        def peak_memory(self):
+            return 1
+
+    source = source_of(3, 4096, 4096)
+    scores = 3 * 2 * 4 * 300 * 512**2 / MB  # 1800 MiB
+    with refused("MiB", "--memory 2048MiB", "--tile"):
+        chosen(source, 512, 2048 * MB, n_classes=300)
+    grid = chosen(source, 512, 4096 * MB, n_classes=300)
+    assert (BASE + block_bytes(source, grid, 300)) / MB + scores <= 4096
+    assert chosen(source, 512, 2048 * MB, kind=Device, n_classes=300).block
 
 
 def test_more_memory_never_costs_more_tiles():
