@@ -76,7 +76,7 @@ def start(folder: Path, log: Path, wide: str, model: str) -> BaseProcess:
         "--overlap",
         "0",
         "--memory",
-        "441MiB",
+        "444MiB",
         "-o",
         str(folder),
     ]
