@@ -24,7 +24,7 @@ from lmseg_core.locality import stride_of
 from tiling import Area, Box, Grid
 from tiling.batches import predicted
 from tiling.blend import blend
-from tiling.seams import ratio_interval, sample_places
+from tiling.seams import Place, around, centred_tile, ratio_interval, sample_places
 
 ROWS = (("lmseg", 0.25), ("lmseg", 0.5), ("MONAI, Gaussian", 0.25), ("MONAI, Gaussian", 0.5))
 
@@ -48,7 +48,8 @@ def main() -> None:
     for name, overlap in ROWS:
         grid = Grid.regular((height, width), tile, overlap)
         labels = _ours(model, values, grid) if name == "lmseg" else _monai(model, values, overlap)
-        pairs = list(_changed(model, values, labels, sample_places(source, grid, Area(grid.area), told.places)))
+        places = sample_places(source, grid, Area(grid.area), told.places)
+        pairs = list(_changed(model, values, labels, grid, places))
         share = ratio_interval(*np.array(pairs).T)
         print(f"| {name} | {overlap} | {share.value:.4%} | {share.low:.4%} to {share.high:.4%} |", flush=True)
 
@@ -70,23 +71,15 @@ def _monai(model: Predictor, values: NDArray[Any], overlap: float) -> NDArray[An
 
 
 def _changed(
-    model: Predictor, values: NDArray[Any], labels: NDArray[Any], places: list[Any]
+    model: Predictor, values: NDArray[Any], labels: NDArray[Any], grid: Grid, places: list[Place]
 ) -> Iterator[tuple[int, int]]:
-    """Labels that change and labels in all, of a quarter of a tile round each place."""
-    tile, stride = model.tile[0], stride_of(model)
+    """Labels that change and labels in all, round each place."""
+    stride = stride_of(model)
     for place in places:
-        # Whole strides from the tiles of every row, which all begin at whole strides.
-        start = [
-            min(max(0, round((i - tile // 2) / stride) * stride), n - tile)
-            for i, n in zip(place.index, labels.shape, strict=True)
-        ]
-        here = tuple(slice(s, s + tile) for s in start)
-        alone = model(model.place(values[(slice(None), *here)].copy())[None])[0].argmax(0).numpy()
-        box = tuple(
-            slice(max(0, i - tile // 8), min(n, i + tile // 8)) for i, n in zip(place.index, labels.shape, strict=True)
-        )
-        centred = alone[tuple(slice(b.start - s, b.stop - s) for b, s in zip(box, start, strict=True))]
-        yield int((centred != labels[box]).sum()), centred.size
+        box, tile = around(grid, place), centred_tile(grid, place, stride)
+        scores = model(model.place(values[(slice(None), *tile.slices)].copy())[None])
+        alone = scores[0].argmax(0).numpy()[box.relative(tile.start).slices]
+        yield int((alone != labels[box.slices]).sum()), box.size
 
 
 if __name__ == "__main__":

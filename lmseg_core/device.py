@@ -13,7 +13,16 @@ from torch import Tensor
 from lmseg_core.errors import ModelError
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_STREAMS = threading.local()
+
+
+class _Streams(threading.local):
+    """This thread's own stream of each device."""
+
+    def __init__(self) -> None:
+        self.of: dict[torch.device, Any] = {}
+
+
+_STREAMS = _Streams()
 
 
 def device_of(name: str) -> torch.device:
@@ -64,7 +73,9 @@ def apart(device: torch.device, make: Callable[[], Tensor]) -> Tensor:
     and as each hands over only what is there, none has to know of another's.
     """
     module: Any = torch.get_device_module(device)
-    callers, stream = module.current_stream(device), _stream(module, device)
+    if device not in _STREAMS.of:
+        _STREAMS.of[device] = module.Stream(device)
+    callers, stream = module.current_stream(device), _STREAMS.of[device]
     stream.wait_stream(callers)
     with module.stream(stream):
         made = make()
@@ -84,11 +95,3 @@ def peak_memory(device: torch.device) -> int:
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return peak
-
-
-def _stream(module: Any, device: torch.device) -> Any:
-    """Return this thread's own stream of a device."""
-    streams: dict[torch.device, Any] = _STREAMS.__dict__.setdefault("of", {})
-    if device not in streams:
-        streams[device] = module.Stream(device)
-    return streams[device]

@@ -144,8 +144,8 @@ def compare_place(source: Source, grid: Grid, predict: Predict, area: Area, plac
         InputError: where the source cannot be read.
         ValueError: where scores have another shape.
     """
-    box = _around(grid, place) & area.box
-    centred = _centred(grid, place, stride)
+    box = around(grid, place) & area.box
+    centred = centred_tile(grid, place, stride)
     tiles = [*grid.tiles(box), centred]
     reach = grid.reach(box) | centred
     pixels = source.read(reach)
@@ -250,13 +250,15 @@ def _is_wanted(source: Source, area: Area, place: Place) -> bool:
     return (mask is None or bool(mask.all())) and bool(source.read(pixel).valid.all())
 
 
-def _around(grid: Grid, place: Place) -> Box:
+def around(grid: Grid, place: Place) -> Box:
+    """What is compared round a place."""
     halves = [max(1, t // _REACH) for t in grid.tile]
     start = tuple(max(0, i - h) for i, h in zip(place.index, halves, strict=True))
     return Box(start, tuple(min(n, i + h) for i, h, n in zip(place.index, halves, grid.shape, strict=True)))
 
 
-def _centred(grid: Grid, place: Place, stride: int) -> Box:
+def centred_tile(grid: Grid, place: Place, stride: int) -> Box:
+    """The tile that judges a place, whole strides from the grid's nearest one, moved back at the image's edges."""
     start = tuple(_centred_start(a, i, stride) for a, i in zip(grid.axes, place.index, strict=True))
     return Box(start, tuple(s + t for s, t in zip(start, grid.tile, strict=True)))
 

@@ -147,6 +147,8 @@ def test_wrong_blocks_are_refused(fixed_folder: Path) -> None:
 def test_cuda_that_is_not_there_is_refused(fixed_folder: Path) -> None:
     with pytest.raises(ModelError, match=r'device "cuda" was asked for, .* use cpu or auto'):
         Predictor.from_pretrained(fixed_folder, device="cuda")
+    with pytest.raises(ModelError, match=r'device "gpu" is not known; use auto'):
+        Predictor.from_pretrained(fixed_folder, device="gpu")
 
 
 def test_damaged_folders_are_refused(fixed_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -13,7 +12,6 @@ import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
@@ -21,7 +19,7 @@ from tiling.answer import SCALE
 from tiling.box import Box
 from tiling.classes import ClassTable
 from tiling.errors import InputError
-from tiling.sources.raster import GDAL_ENV, open_raster
+from tiling.sources.raster import GDAL_ENV, open_raster, quietly_open
 from tiling.store import Store
 
 _TILE = 512
@@ -41,7 +39,7 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
     staged = out.with_name("staged.tif")
     labels = name == "labels"
     with rasterio.Env(**GDAL_ENV, GDAL_OVR_CHUNKYSIZE=_OVERVIEW_ROWS):
-        with _created(staged, store, name) as target:
+        with quietly_open(str(staged), "w", **_profile(store, name)) as target:
             _copy_pixels(store, name, target)
             if labels:
                 # A GeoTIFF palette has 256 entries; wider label maps keep their colours in the attribute table.
@@ -72,13 +70,6 @@ def write_cog(store: Store, out: Path, name: str) -> list[Path]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     side = out.with_name(out.name + ".aux.xml")
     return [out, side] if side.exists() else [out]
-
-
-def _created(path: Path, store: Store, name: str) -> Any:
-    with warnings.catch_warnings():
-        # The caller is told of a missing CRS in words, by the command or the flow.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, "w", **_profile(store, name))
 
 
 def _profile(store: Store, name: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class RasterSource:
         with ExitStack() as stack:
             file = self.files[number]
             stack.enter_context(rasterio.Env(**_env(file, masked=file in self.masked)))
-            dataset = stack.enter_context(_quietly_open(file))
+            dataset = stack.enter_context(quietly_open(file))
             if file in self.masked and not _own_mask(dataset):
                 raise PassingError(f"{file}.msk, the mask beside it, cannot be read; run again to resume")
             if number and (dataset.shape != self.space.shape or dataset.transform != self.transform):
@@ -248,7 +248,7 @@ def _look(file: str) -> _Look:
 
 def _looked(file: str) -> _Look:
     try:
-        with rasterio.Env(**_env(file)), _quietly_open(file) as dataset:
+        with rasterio.Env(**_env(file)), quietly_open(file) as dataset:
             if 0 in dataset.shape or dataset.count == 0:
                 hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
                 raise InputError(f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}")
@@ -283,11 +283,12 @@ def _looked(file: str) -> _Look:
         ) from error
 
 
-def _quietly_open(file: str) -> Any:
+def quietly_open(file: str, *mode: str, **profile: Any) -> Any:
+    """`rasterio.open`, which keeps quiet about an image without georeference."""
     with warnings.catch_warnings():
         # The caller is told of a missing CRS once, in words, by the command or the flow.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(file)
+        return rasterio.open(file, *mode, **profile)
 
 
 def _env(file: str, *, masked: bool = False) -> dict[str, Any]:
