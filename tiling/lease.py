@@ -59,7 +59,7 @@ class Holder:
 
 
 class _Held:
-    """A lease of this process, and the thread that renews it."""
+    """A lease of this process."""
 
     def __init__(self, path: Address) -> None:
         self.file = _file(path)
@@ -68,14 +68,15 @@ class _Held:
         self.lost: str | None = None
         self._away: ConnectionError | None = None
         self._mine = _myself()
+        self._renewing = threading.Lock()
+        self._released = False
         _acquire(path, self.file, self._mine)
-        self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._renew, name=f"lease of {path.name}", daemon=True)
-        self._heart.start()
+        _heart.add(self)
 
     def release(self) -> None:
-        self._ended.set()
-        self._heart.join()
+        _heart.remove(self)
+        with self._renewing:
+            self._released = True
         try:
             if self._away is not None:
                 raise self._away
@@ -87,10 +88,13 @@ class _Held:
             _left.add(self._mine.token)
             _LOG.warning("%s is left behind: %s", self.file, error)
 
-    def _renew(self) -> None:
-        place = place_of(self.file)
-        while not self._ended.wait(BEAT):
+    def renew(self) -> None:
+        """Writes the next heartbeat, unless the lease was released or lost."""
+        with self._renewing:
+            if self._released or self.lost is not None:
+                return
             self._mine = replace(self._mine, beat=self._mine.beat + 1)
+            place = place_of(self.file)
             # A full disk or a network that is away for a moment costs a heartbeat, not the run.
             try:
                 content = place.read()
@@ -100,7 +104,6 @@ class _Held:
                 elif isinstance(found, Holder) and found.token != self._mine.token:
                     # This process slept for so long that it was given up.
                     self.lost = str(found)
-                    return
                 else:
                     place.replace(content, _dumped(self._mine))
                 self._away = None
@@ -108,6 +111,38 @@ class _Held:
                 self._away = error if isinstance(error, ConnectionError) else None
 
 
+class _Heart:
+    """The one thread that renews all leases of this process; it lives as long as there are any."""
+
+    def __init__(self) -> None:
+        self._held: set[_Held] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, held: _Held) -> None:
+        with self._changed:
+            self._held.add(held)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
+                self._thread.start()
+
+    def remove(self, held: _Held) -> None:
+        with self._changed:
+            self._held.discard(held)
+            self._changed.notify_all()
+
+    def _beat(self) -> None:
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._held, timeout=BEAT):
+                    self._thread = None
+                    return
+                due = tuple(self._held)
+            for held in due:
+                held.renew()
+
+
+_heart = _Heart()
 _held: dict[Address, _Held] = {}
 _left: set[str] = set()  # tokens of leases that this process gave up and could not delete
 _lock = threading.Lock()

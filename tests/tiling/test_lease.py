@@ -173,6 +173,31 @@ def test_the_heart_beats(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_thread_renews_a_thousand_leases(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        for number in range(1000):
+            stack.enter_context(lease(tmp_path / f"{number}.zarr"))
+        assert threading.active_count() == threads + 1
+        for number in (0, 999):
+            file = tmp_path / f".{number}.zarr.lease"
+            first = json.loads(file.read_text())["beat"]
+            while json.loads(file.read_text())["beat"] < first + 2:
+                time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_is_released_is_not_written_again(tmp_path, monkeypatch):
+    """However the end of one and the heartbeat of all meet."""
+    monkeypatch.setattr(leases, "BEAT", 0.0001)
+    with lease(tmp_path / "other.zarr"):
+        for _ in range(300):
+            with lease(tmp_path / "a.zarr"):
+                pass
+            assert not (tmp_path / ".a.zarr.lease").exists()
+
+
 def test_a_run_that_slept_too_long_notices_and_leaves_the_lease_to_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT", 0.02)
     path = tmp_path / "a.zarr"
