@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from tiling.errors import InputError
@@ -122,7 +122,15 @@ class Oriented:
 
 
 def _flip(xp: Any, array: Array, axes: tuple[int, ...]) -> Array:
-    return xp.flip(array, axis=axes) if axes else array
+    if not axes:
+        return array
+    # torch flips uint16, the type of most DICOM conversions, along some axes only; it gathers along all.
+    if str(array.dtype).endswith("uint16"):
+        for axis in axes:
+            backwards = xp.arange(array.shape[axis] - 1, -1, -1, device=device(array))
+            array = xp.take(array, backwards, axis=axis)
+        return array
+    return xp.flip(array, axis=axes)
 
 
 def ras_order(affine: tuple[tuple[float, ...], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

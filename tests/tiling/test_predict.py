@@ -1,6 +1,7 @@
 """Volumes seen from the side that a model knows."""
 
 from dataclasses import dataclass, field
+from itertools import permutations, product
 from typing import Any
 
 import nibabel
@@ -82,6 +83,21 @@ def test_torch_tensors_turn_as_numpy_does():
 
     turned = Oriented(Torch(1, (3, 4, 5)), tuple(map(tuple, affine[:3])))(torch.from_numpy(batch))
     assert np.array_equal(turned.numpy(), oriented(batch))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32"])
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_every_type_turns_in_every_orientation(dtype, order):
+    torch = pytest.importorskip("torch")
+    for signs in product((-1.0, 1.0), repeat=3):
+        affine = affine_of(axes_of((order, signs, 0.0)))
+        values = np.arange(60).astype(dtype).reshape(3, 4, 5)
+        image = nibabel.Nifti1Image(values.astype(np.float32), affine)
+        canonical = file_order(nibabel.as_closest_canonical(image)).astype(dtype)
+        looking = Looking(1, canonical.shape)
+        Oriented(looking, tuple(map(tuple, affine[:3])))(torch.from_numpy(file_order(image).astype(dtype))[None, None])
+        assert looking.seen[0].dtype == dtype
+        assert np.array_equal(looking.seen[0][0, 0], canonical)
 
 
 def test_the_digest_tells_orientations_apart_and_the_rest_is_the_model_s():
