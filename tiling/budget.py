@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from tiling.area import Area
 from tiling.batches import AHEAD, fitting_batch, is_out_of_memory, score
 from tiling.blend import SLAB, held_pixels
 from tiling.box import Box
-from tiling.errors import InputError
+from tiling.errors import BlockError, InputError
 from tiling.grid import Grid
 from tiling.layout import CHUNK
 from tiling.predict import Predict
@@ -34,6 +35,9 @@ _TILES = 17  # they span at least in 2D: borders then cost a twentieth of the ti
 _TWICE = 0.1  # of the tiles of a volume that borders may cost: there the memory of wider blocks weighs more
 _WHOLE = 4 / 3  # where memory is not scarce, a side up to so much longer is not parted
 _MEMORY = 2 * 2**30
+_MOST_OVERLAP = 50  # times the tiles of no overlap: more is a slip of the pen, which would run for days
+# What the system counts peak memory in: kilobytes but on macOS, which has bytes.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,9 @@ def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Prob
 
     Raises:
         InputError: where the device has no memory for one tile.
+        BlockError: where the model fails on a tile.
     """
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_rss()
     predict.peak_memory()  # of what was before
     weights = predict.peak_memory()
     whole = Box.whole(tile)
@@ -98,9 +103,9 @@ def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Prob
     try:
         run()
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
         size = " x ".join(map(str, tile))
+        if not is_out_of_memory(error):
+            raise BlockError(f"the model failed on a tile of {size}: {type(error).__name__}: {error}") from error
         raise InputError(
             f"the device has no memory for one tile of {size}; pass a smaller --tile or --device cpu"
         ) from error
@@ -108,12 +113,22 @@ def probe(predict: Predict, tile: tuple[int, ...], dtype: str = "uint8") -> Prob
     run()
     batch = fitting_batch(predict, tile)
     seconds = (time.perf_counter() - start) / batch
-    memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return Probe(batch, seconds, memory, weights, predict.peak_memory())
+    return Probe(batch, seconds, _peak_rss() - before, weights, predict.peak_memory())
+
+
+def _peak_rss() -> int:
+    """Return the bytes that this process has held at its peak."""
+    return _RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ...] = ()) -> Plan:
-    """The figures of segmenting the grid's area."""
+    """The figures of segmenting the grid's area.
+
+    Raises:
+        InputError: where tiles overlap so much that it would take days, or the device has no memory for one.
+        BlockError: where the model fails on a tile.
+    """
+    check_overlap(grid)
     measured = probe(predict, grid.tile, source.dtype.name)
     once = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
     n_classes = len(predict.classes)
@@ -133,6 +148,23 @@ def plan(source: Source, grid: Grid, predict: Predict, *, outputs: tuple[str, ..
         2 * maps * grid.area.size,
         grid.n_tiles * measured.seconds,
     )
+
+
+def check_overlap(grid: Grid) -> None:
+    """Refuse tiles that overlap so much that they cost over fifty times what they would without.
+
+    Raises:
+        InputError: with the figure.
+    """
+    whole = Grid(tuple(replace(a, block=a.stop - a.start) for a in grid.axes))
+    apart = Grid(tuple(replace(a, step=a.tile) for a in whole.axes))
+    times = whole.n_tiles / apart.n_tiles
+    if times > _MOST_OVERLAP:
+        share = max(overlap / tile for overlap, tile in zip(grid.overlap, grid.tile, strict=True))
+        raise InputError(
+            f"an overlap of {share:.4g} takes {whole.n_tiles} tiles, {times:.0f} times those of none; "
+            "pass an --overlap of 0.5 or less"
+        )
 
 
 def block_bytes(source: Source, grid: Grid, n_classes: int, outputs: tuple[str, ...] = ()) -> int:
@@ -174,9 +206,10 @@ def choose_block(
     The block does not grow with the image, nor then does the memory that a run takes.
 
     Raises:
-        InputError: where no block fits, naming the memory that would do.
+        InputError: where no block fits, naming the memory that would do, or tiles overlap too much.
     """
     shape = source.space.shape
+    check_overlap(Grid.regular(shape, tile, overlap, area=area.box))
     # Where the device has memory of its own, scores lie there.
     scores = 0 if predict.peak_memory() else (AHEAD + 1) * _batch_bytes(predict, tile)
     parted = partial(Grid.regular, shape, tile, overlap, area=area.box)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,7 +131,10 @@ def _compute(
                 except Exception as error:
                     place = f"block {number} at {block.box.start}..{block.box.stop} of {source.uri}"
                     fix = _SMALLER if is_out_of_memory(error) else ""
-                    report.failures[number] = BlockError(f"{place} failed: {type(error).__name__}: {error}{fix}")
+                    failure = BlockError(f"{place} failed: {type(error).__name__}: {error}{fix}")
+                    # A traceback does not travel between processes; its text does, and names the model's own lines.
+                    failure.add_note("".join(traceback.format_exception(error)))
+                    report.failures[number] = failure
                     column = None
                     continue
             del block  # its pixels, while the next ones come

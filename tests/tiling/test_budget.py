@@ -10,7 +10,7 @@ from tests.tiling.predictors import Constant, Identity, Small
 from tests.tiling.refusals import refused
 from tiling import ArraySource, Box, Grid
 from tiling.area import Area
-from tiling.budget import BASE, block_bytes, check_room, choose_block, plan, probe
+from tiling.budget import BASE, block_bytes, check_overlap, check_room, choose_block, plan, probe
 from tiling.layout import CHUNK
 
 MB = 2**20
@@ -181,5 +181,32 @@ def test_a_plan_has_the_batch_that_the_device_has_memory_for():
 
 
 def test_what_else_a_model_raises_in_a_probe_is_not_taken_for_a_lack_of_memory():
-    with pytest.raises(RuntimeError, match="device-side assert"):
+    with pytest.raises(tiling.BlockError, match="failed on a tile of 16 x 16: RuntimeError: device-side assert"):
         probe(Small(2, (16, 16), 4, digest=uuid4().hex, room=0, words="device-side assert triggered"), (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "overlap", "passes"),
+    [
+        ((2000, 2000), 256, 0.5, True),
+        ((2000, 2000), 256, 0.8, True),
+        ((2000, 2000), 256, 0.99, False),
+        ((100_000, 100_000), 1024, 0.9999, False),
+        ((200, 200, 200), 64, 0.5, True),
+        ((512, 512, 512), 32, 0.9, False),
+        ((260, 260), 256, 0.99, True),  # a grid of four tiles costs little, whatever its overlap
+    ],
+)
+def test_an_overlap_that_would_run_for_days_is_refused_with_its_cost(shape, tile, overlap, passes):
+    source, model = source_of(1, *shape), Constant(1, (tile,) * len(shape))
+    area, whole = Area(Box.whole(shape)), Grid.regular(shape, tile, overlap)
+    times = whole.n_tiles / Grid.regular(shape, tile, 0).n_tiles
+    assert (times <= 50) is passes
+    if passes:
+        choose_block(source, model, whole.tile, overlap, 4 * 2**30, area=area)
+        check_overlap(whole)
+        return
+    with refused(f"{times:.0f} times", "--overlap"):
+        choose_block(source, model, whole.tile, overlap, 4 * 2**30, area=area)
+    with refused(f"{times:.0f} times", "--overlap"):
+        plan(source, whole, model)

@@ -29,8 +29,14 @@ def test_a_model_that_fails_names_the_block_and_the_others_are_finished(tmp_path
     source, grid = spotted(), Grid.regular((64, 64), 16, 0, 16)
     store = tiling.create(tmp_path / "a.zarr", source, grid, Raising(2, grid.tile, batch=1))
     executor = workers if where == "processes" else None
-    with pytest.raises(BlockError, match=r"block 11 at \(32, 48\)\.\.\(48, 64\) of array.*the device is on fire"):
+    with pytest.raises(
+        BlockError, match=r"block 11 at \(32, 48\)\.\.\(48, 64\) of array.*the device is on fire"
+    ) as caught:
         tiling.segment(source, Raising(2, grid.tile, batch=1), store, executor=executor)
+    # Whoever wrote the model finds the line that failed, in whatever process it did.
+    notes = "".join(caught.value.__cause__.__notes__)
+    assert "predictors.py" in notes
+    assert "in __call__" in notes
     assert store.pending() == [11]
     computed = []
     tiling.segment(source, Identity(2, grid.tile), store, on_block=lambda r: computed.append(r.block))
