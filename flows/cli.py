@@ -42,6 +42,7 @@ Box = Annotated[
     tuple[float, float, float, float, float, float] | None,
     typer.Option(metavar="X0 Y0 Z0 X1 Y1 Z1", help="Part of a volume, in world millimetres (RAS+)."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are not this run's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -174,6 +175,7 @@ def segment(
     probability: Annotated[bool, typer.Option("--probability", help="Also write class probabilities.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the uncertainty.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
+    overwrite: Overwrite = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also say what held the device up.")] = False,
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""
@@ -191,11 +193,12 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="File to write: .tif, .nii or .nii.gz.")],
     what: Annotated[str, typer.Option(help="labels, probability or uncertainty.")] = "labels",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a run as GeoTIFF or NIfTI."""
     import tiling
 
-    for file in tiling.export(tiling.open_store(run), out, what):
+    for file in tiling.export(tiling.open_store(run), out, what, overwrite=overwrite):
         print(file)
 
 
@@ -204,6 +207,7 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN.zarr", help="Store of a run.")],
     seams: Annotated[bool, typer.Option("--seams", help="Also measure seams on tile and block borders.")] = False,
     places: Annotated[int | None, typer.Option(metavar="N", help="How many of them --seams looks at.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Check that a run is complete, undamaged and in its place.
@@ -220,7 +224,7 @@ def verify(
     if seams or places is not None:
         from flows.seams import certify, check_count
 
-        certificate = certify(run, store, check_count(places))
+        certificate = certify(run, store, check_count(places), overwrite)
     checks = tiling.verify(store, reopen(store), exports_of(run))
     if certificate is not None:
         checks.append(certificate.check)
@@ -246,6 +250,7 @@ def evaluate(
     ] = None,
     surface: Annotated[bool, typer.Option(help="Compare outlines: boundary F1, HD95, surface Dice.")] = True,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write a page with pictures.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score labels against the truth.
@@ -263,11 +268,11 @@ def evaluate(
         tolerance=tolerance,
         surface=surface,
         report=None if report is None else report.resolve(),
+        overwrite=overwrite,
     )
-    if parameters.report is not None:
-        check_folder(parameters.report)
+    check_folder(parameters)
     evaluation = evaluate_with_progress(parameters)
-    page = None if parameters.report is None else write_report(evaluation, parameters.report, ignore)
+    page = None if parameters.report is None else write_report(evaluation, parameters)
     print(json.dumps(evaluation.scores, indent=1) if as_json else table(evaluation))
     if page is not None:
         print(page, file=sys.stderr if as_json else sys.stdout)
@@ -324,8 +329,7 @@ def _parameters(sources: list[str], output: str, options: dict[str, Any]) -> Par
     given = {k: v for k, v in options.items() if v is not None and k not in _NOT_TOLD}
     if "bands" in given:
         given["bands"] = parse_bands(given["bands"])
-    foreign = [k for k in given if k not in kind.model_fields]
-    if foreign:
+    if foreign := [k for k in given if k not in kind.model_fields]:
         what = "volumes" if kind is VolumeParameters else "rasters"
         raise InputError(f"{sources[0]}: --{foreign[0].replace('_', '-')} is not for {what}; leave it out")
     try:
@@ -338,8 +342,7 @@ def _parameters(sources: list[str], output: str, options: dict[str, Any]) -> Par
 
 
 def _aligned(facts: dict[str, Any], indent: str = "") -> str:
-    width = max(map(len, facts))
-    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in facts.items())
+    return "\n".join(f"{indent}{name:<{max(map(len, facts))}}  {value}" for name, value in facts.items())
 
 
 def _fail(message: str, code: int) -> None:

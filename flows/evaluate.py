@@ -40,8 +40,8 @@ def _score(parameters: EvaluationParameters) -> Evaluation:
 
 
 @task(name="report", **_OPTIONS)
-def _report(evaluation: Evaluation, folder: Path, ignore: int | None) -> Path:
-    return write_report(evaluation, folder, ignore)
+def _report(evaluation: Evaluation, parameters: EvaluationParameters) -> Path:
+    return write_report(evaluation, parameters)
 
 
 @flow(name="evaluate", persist_result=False)
@@ -52,10 +52,9 @@ def evaluate(parameters: EvaluationParameters) -> dict[str, Any] | State[Any]:
     that says why, for input that cannot be compared.
     """
     try:
-        if parameters.report is not None:
-            check_folder(parameters.report)
+        check_folder(parameters)
         evaluation = _score(_as_is(parameters))
-        page = None if parameters.report is None else _report(_as_is(evaluation), parameters.report, parameters.ignore)
+        page = None if parameters.report is None else _report(_as_is(evaluation), _as_is(parameters))
     except InputError as error:
         return Failed(message=str(error), data=error)
     create_markdown_artifact(

@@ -84,6 +84,7 @@ class _Parameters(BaseModel):
     probability: bool = Field(False, description="Also write the probability of every class.")
     uncertainty: bool = Field(False, description="Also write the normalised entropy of the prediction.")
     fresh: bool = Field(False, description="Start again instead of resuming an earlier run.")
+    overwrite: bool = Field(False, description="Replace files that this run did not write; its inputs never.")
 
 
 class RegionParameters(_Parameters):
@@ -95,6 +96,12 @@ class RegionParameters(_Parameters):
     bbox_crs: str | None = Field(None, description="CRS of the bounding box; the image's own if empty.")
     area: str | None = Field(None, description="Area of interest: a GeoJSON file or GeoJSON text.")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What is read, files and folders among it."""
+        area = [] if self.area is None or self.area.lstrip().startswith("{") else [self.area]
+        return (*self.sources, self.model, *area)
+
 
 class VolumeParameters(_Parameters):
     """Segment volumes: NIfTI files, or several on one grid joined by commas, - for one that is missing."""
@@ -104,6 +111,11 @@ class VolumeParameters(_Parameters):
         None, description="Box in world millimetres (RAS+): x0, y0, z0, x1, y1, z1."
     )
     form: Literal["sform", "qform"] | None = Field(None, description="Which NIfTI form to trust where both differ.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What is read, files and folders among it."""
+        return (*self.sources, self.model)
 
 
 Parameters = RegionParameters | VolumeParameters

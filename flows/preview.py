@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tiling import Box, ClassTable, Source, Store
 from tiling.address import Address
-from tiling.formats import whole
+from tiling.ownership import Owner
 from tiling.sources.raster import RasterSource
 
 _SIDE = 640  # pixels of a panel's longer side
@@ -25,7 +25,7 @@ _RGB = (("B04", "B03", "B02"), ("RED", "GREEN", "BLUE"), ("R", "G", "B"))
 Picture = NDArray[np.uint8]
 
 
-def write_preview(image: Source, store: Store, out: Address) -> Address:
+def write_preview(image: Source, store: Store, out: Address, owner: Owner) -> Address:
     """Writes a PNG with the image and its labels side by side, above the legend.
 
     Large rasters are shown by the middle 2048 x 2048 pixels, volumes by the three planes through the most labels.
@@ -34,7 +34,7 @@ def write_preview(image: Source, store: Store, out: Address) -> Address:
     rows = [_raster_panels(image, store)] if raster else _volume_panels(image, store)
     caption = _caption(store)
     sheet = _sheet(rows, store.classes, caption)
-    with whole(out) as folder:
+    with owner.publish(out) as folder:
         sheet.save(folder / out.name, format="PNG")
     return out
 

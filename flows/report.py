@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tiling import Part, Source, Space, Store
 from tiling.address import Address
-from tiling.formats import whole
+from tiling.ownership import Owner
 
 _A, _F = 6378137.0, 1 / 298.257223563  # WGS 84
 
@@ -145,10 +145,10 @@ def format_measure(share: ClassShare) -> str:
     return "" if share.unit == "px" else f"{share.measure:.4g} {share.unit}"
 
 
-def write_run_json(report: Report, path: Address) -> Report:
+def write_run_json(report: Report, path: Address, owner: Owner) -> Report:
     """Writes the summary beside the results, whole or not at all, and adds it to the report's files."""
     report = replace(report, files=[*report.files, path])
-    with whole(path) as folder:
+    with owner.publish(path) as folder:
         (folder / path.name).write_text(json.dumps(report.summary(), indent=1) + "\n", encoding="utf-8")
     return report
 

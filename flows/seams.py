@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from flows.exports import beside
+from flows.exports import REPORT, SEAMS, beside
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from flows.stages import bind_model, open_image
 from tiling import (
@@ -36,8 +36,8 @@ from tiling import (
     sample_places,
     seam_figures,
 )
-from tiling.address import Address
-from tiling.formats import whole
+from tiling.address import Address, address_of
+from tiling.ownership import Owner
 from tiling.place import place_of
 from tiling.predict import ras_order
 
@@ -127,8 +127,11 @@ class Certificate:
         return columns(rows)
 
 
-def certify(run: str | Address, store: Store, count: int) -> Certificate:
+def certify(run: str | Address, store: Store, count: int, overwrite: bool = False) -> Certificate:
     """Looks at places on the borders of a finished run, and writes them as a map beside it.
+
+    Args:
+        overwrite: replace a map that is not what this run wrote.
 
     Raises:
         InputError: where the run is unfinished, its image or model is gone or another, or the map cannot be written.
@@ -137,7 +140,9 @@ def certify(run: str | Address, store: Store, count: int) -> Certificate:
     """
     if pending := len(store.pending()):
         raise InputError(f"{run} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
-    parameters = _parameters_of(beside(run, ".run.json"))
+    parameters = _parameters_of(beside(run, REPORT))
+    owner = Owner(address_of(store.path), (store.uri, *parameters.inputs), overwrite)
+    owner.check([beside(run, SEAMS[store.space.ndim])])
     image = open_image(store.uri, parameters)
     if not store.is_made_from("source", image.fingerprint):
         raise InputError(f"{store.uri} has changed since {run} was made; put the old one back, or segment it again")
@@ -149,7 +154,7 @@ def certify(run: str | Address, store: Store, count: int) -> Certificate:
         )
     seams = look(image, store.grid, predict, store.area, sample_places(image, store.grid, store.area, count))
     field = ReceptiveField.of(predict, store.grid)
-    return Certificate(_check(store, seams), _by_border(seams), field, _write_layer(store, seams))
+    return Certificate(_check(store, seams), _by_border(seams), field, _write_layer(store, seams, owner))
 
 
 def look(image: Source, grid: Grid, predict: Predict, area: Area, places: Sequence[Place]) -> list[Seam]:
@@ -244,18 +249,17 @@ def _by_border(seams: Sequence[Seam]) -> dict[str, SeamFigures | None]:
     }
 
 
-def _write_layer(store: Store, seams: Sequence[Seam]) -> Address:
+def _write_layer(store: Store, seams: Sequence[Seam], owner: Owner) -> Address:
     """`_seams.geojson` with a polygon a place, or `_seams.nii.gz`: 0 not looked at, 1 equal, 2 changed."""
+    layer = beside(store.path, SEAMS[store.space.ndim])
     if store.space.ndim == 2:
-        layer = beside(store.path, "_seams.geojson")
         text = json.dumps(_features(store.space, seams), indent=1)
-        with whole(layer) as folder:
+        with owner.publish(layer) as folder:
             (folder / layer.name).write_text(text + "\n", encoding="utf-8")
         return layer
     from tiling.formats.nifti import write_marks
 
-    layer = beside(store.path, "_seams.nii.gz")
-    with whole(layer) as folder:
+    with owner.publish(layer) as folder:
         write_marks(store, folder / layer.name, lambda box: _marks(box.shift(store.area.box.start), seams))
     return layer
 

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tiling
-from flows.exports import export_all
+from flows.exports import PREVIEW, REPORT, all_files_of, beside, export_all, files_of
 from flows.parameters import Parameters, VolumeParameters
 from flows.report import Report, write_run_json
 from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predict, Source, Store
-from tiling.address import Address
+from tiling.address import Address, address_of
 from tiling.budget import check_room, choose_block
 from tiling.damage import mend
 from tiling.formats.nifti import check_length
 from tiling.lease import lease
+from tiling.ownership import Owner
 from tiling.place import place_of
 from tiling.predict import check_bands, check_kind, check_sources
 from tiling.sources import is_volume, present
@@ -60,20 +61,26 @@ class Run:
     warnings: tuple[str, ...]
 
     @property
-    def folder(self) -> Address:
-        return self.parameters.output
+    def owner(self) -> Owner:
+        """Who writes the files beside the store."""
+        return _owner(address_of(self.store.path), self.parameters)
 
 
 def prepare(parameters: Parameters) -> list[Run]:
     """Opens every image and the model, checks that they fit, then creates or resumes a store for each.
 
     Raises:
-        InputError, ModelError: one line with the file, the value and the fix; nothing is left behind.
+        InputError, ModelError: one line with the file, the value and the fix; nothing is left behind. So for a file
+            in the way that the run did not write.
         ConnectionError: where object storage does not answer.
     """
     _check_distinct(parameters.sources)
     # All of them before the first store is made: a bad last source must not cost hours, or leave the first one's.
     fits = [_fit(source, parameters) for source in parameters.sources]
+    for fit in fits:
+        # Again when a file gets its name; here it costs nobody hours.
+        path = _store_path(fit, parameters)
+        _owner(path, parameters).check(files_of(path, fit.image.space.ndim, fit.outputs))
     place_of(parameters.output).check_writable()
     # Labels shrink at least to an eighth on disk; the store and the staged export lie there at once.
     needed = [2 * fit.grid.area.size // 8 for fit in fits]
@@ -163,10 +170,14 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
 def _begin(fit: _Fit, parameters: Parameters, made: list[Address]) -> Run:
     """Creates or resumes the store of a run, and adds it to `made` if it is new."""
     path = _store_path(fit, parameters)
+    owner = _owner(path, parameters)
+    # What the earlier run wrote is this one's to replace.
+    notes = owner.notes(all_files_of(path, fit.image.space.ndim)) if parameters.fresh else {}
     if parameters.fresh:
         remove(path)
     is_new = place_of(path).is_empty()
     store = tiling.create(path, fit.image, fit.grid, fit.predict, area=fit.area, outputs=fit.outputs)
+    owner.restore(notes)
     if is_new:
         made.append(path)
     warnings = [f"{path}: {damage} and is computed again" for damage in mend(store)]
@@ -179,6 +190,10 @@ def _begin(fit: _Fit, parameters: Parameters, made: list[Address]) -> Run:
 
 def _store_path(fit: _Fit, parameters: Parameters) -> Address:
     return parameters.output / f"{stem(fit.source)}.zarr"
+
+
+def _owner(store: Address, parameters: Parameters) -> Owner:
+    return Owner(store, parameters.inputs, parameters.overwrite)
 
 
 def pending(run: Run) -> list[int]:
@@ -218,7 +233,7 @@ def finish(run: Run) -> Report:
     # Blocks have looked at the image's own files; masks beside it and addresses show only here.
     if open_image(run.source, run.parameters).fingerprint != run.image.fingerprint:
         raise OutputError(f"{run.source} changed while it was segmented; run again with --fresh")
-    files = export_all(run.store)
+    files = export_all(run.store, run.parameters.overwrite)
     exported = time.perf_counter()
     # The label map was compared with the store before it got its name.
     checks = tiling.verify(run.store, run.image)
@@ -226,7 +241,7 @@ def finish(run: Run) -> Report:
     if wrong:
         raise OutputError(f"{run.store.path} failed its verification: {'; '.join(wrong)}")
     verified = time.perf_counter()
-    files.append(write_preview(run.image, run.store, run.folder / f"{run.name}_preview.png"))
+    files.append(write_preview(run.image, run.store, beside(run.store.path, PREVIEW), run.owner))
     seconds = {
         "prepare": run.seconds,
         **run.store.seconds(),
@@ -235,7 +250,7 @@ def finish(run: Run) -> Report:
         "preview": time.perf_counter() - verified,
     }
     report = Report.of(run.image, run.store, run.parameters, files, seconds, run.warnings)
-    return write_run_json(report, run.folder / f"{run.name}.run.json")
+    return write_run_json(report, beside(run.store.path, REPORT), run.owner)
 
 
 @contextmanager

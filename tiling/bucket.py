@@ -6,11 +6,12 @@ between processes is an address.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -27,7 +28,7 @@ from zarr.storage import ObjectStore
 
 from tiling.address import ObjectPath
 from tiling.errors import InputError
-from tiling.place import ROOT, Place
+from tiling.place import ROOT, Content, Place
 from tiling.sources.remote import number
 
 if TYPE_CHECKING:
@@ -82,6 +83,21 @@ class Bucket(Place):
                 return False
             return True
 
+    def identify(self, contents: Sequence[Content]) -> Content | None:
+        with _spoken(self._path):
+            try:
+                size = obstore.head(self._client, self._path.key)["size"]
+                if all(content.size != size for content in contents):
+                    return None
+                digest = hashlib.sha256()
+                for piece in self._pieces(size):
+                    digest.update(piece)
+            except FileNotFoundError as error:
+                _check_bucket(error)
+                return None
+        here = Content(size, digest.hexdigest())
+        return here if here in contents else None
+
     def create(self, content: bytes) -> bool:
         with _spoken(self._path):
             try:
@@ -113,10 +129,8 @@ class Bucket(Place):
         with tempfile.TemporaryDirectory(prefix="lmseg-") as folder:
             file = Path(folder, self._path.name)
             with _spoken(self._path), file.open("wb") as stream:
-                size = obstore.head(self._client, self._path.key)["size"]
-                for start in range(0, size, _PIECE):
-                    stop = min(start + _PIECE, size)
-                    stream.write(obstore.get_range(self._client, self._path.key, start=start, end=stop))
+                for piece in self._pieces(obstore.head(self._client, self._path.key)["size"]):
+                    stream.write(piece)
             yield file
 
     def check_writable(self) -> None:
@@ -140,8 +154,16 @@ class Bucket(Place):
         with tempfile.TemporaryDirectory(prefix="lmseg-") as folder:
             yield Path(folder)
 
-    def take(self, file: Path) -> None:
-        self._upload(file, self._path / file.name)
+    def take(self, file: Path, replace: bool) -> bool:
+        target = self._path / file.name
+        if not replace:
+            if file.stat().st_size <= _PIECE:
+                return Bucket(target).create(file.read_bytes())
+            # What goes in pieces goes on no condition.
+            if Bucket(target).exists():
+                return False
+        self._upload(file, target)
+        return True
 
     def is_empty(self) -> bool:
         if Bucket(self._path / ROOT).exists():
@@ -176,6 +198,11 @@ class Bucket(Place):
     def array(self, name: str, version: str) -> zarr.Array[Any]:
         with _spoken(self._path):
             return _opened(self._path, name, version, _environment())
+
+    def _pieces(self, size: int) -> Iterator[obstore.Bytes]:
+        """The object, so long, piece by piece."""
+        for start in range(0, size, _PIECE):
+            yield obstore.get_range(self._client, self._path.key, start=start, end=min(start + _PIECE, size))
 
     def _upload(self, file: Path, to: ObjectPath) -> None:
         with _spoken(to):

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zarr
 
@@ -28,6 +30,19 @@ from tiling.errors import InputError
 ROOT = "zarr.json"  # of a store; where it is missing, there is none
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without hard links
 _AT_ONCE = 16  # objects that are read side by side: each is an answer to wait for
+
+
+class Content(NamedTuple):
+    """What a file holds: its length in bytes, and their digest."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> Content:
+        """The content of a file of this machine."""
+        with file.open("rb") as stream:
+            return cls(file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 class Place(ABC):
@@ -46,6 +61,10 @@ class Place(ABC):
     @abstractmethod
     def exists(self) -> bool:
         """Whether there is such a file."""
+
+    @abstractmethod
+    def identify(self, contents: Sequence[Content]) -> Content | None:
+        """Return the one of some contents that the file has; None where it has another, or is no regular file."""
 
     @abstractmethod
     def create(self, content: bytes) -> bool:
@@ -78,8 +97,13 @@ class Place(ABC):
         """A folder of this machine in which the file `name` is made, for the time of the block."""
 
     @abstractmethod
-    def take(self, file: Path) -> None:
-        """Gives a staged file its place."""
+    def take(self, file: Path, replace: bool) -> bool:
+        """Gives a staged file its name here.
+
+        Args:
+            replace: whether it takes the place of what has this name. If not, and something has, nothing happens and
+                the result is False.
+        """
 
     # --- a store ---
 
@@ -118,6 +142,14 @@ class Folder(Place):
 
     def exists(self) -> bool:
         return self._path.is_file()
+
+    def identify(self, contents: Sequence[Content]) -> Content | None:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            status = self._path.lstat()
+            if stat.S_ISREG(status.st_mode) and any(content.size == status.st_size for content in contents):
+                here = Content.of(self._path)
+                return here if here in contents else None
+        return None
 
     def create(self, content: bytes) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,9 +190,8 @@ class Folder(Place):
     def check_writable(self) -> None:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            probe = self._path / f".lmseg-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(prefix=".lmseg-", dir=self._path):
+                pass
         except OSError as error:
             message = f"{self._path} cannot be written: {error.strerror}; choose another output folder"
             raise InputError(message) from error
@@ -174,8 +205,23 @@ class Folder(Place):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def take(self, file: Path) -> None:
-        file.replace(self._path / file.name)
+    def take(self, file: Path, replace: bool) -> bool:
+        target = self._path / file.name
+        if not replace:
+            try:
+                os.link(file, target)
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+            try:
+                target.touch(exist_ok=False)
+            except FileExistsError:
+                return False
+        file.replace(target)
+        return True
 
     def is_empty(self) -> bool:
         return not self._path.exists() or (self._path.is_dir() and not any(self._path.iterdir()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -13,12 +14,14 @@ from pathlib import Path
 from flows.evaluation.charts import by_truth, confusion_chart, reliability_chart
 from flows.evaluation.places import chosen, draw
 from flows.evaluation.reliability import pooled
-from flows.evaluation.scores import Evaluation
+from flows.evaluation.scores import Evaluation, EvaluationParameters
 from flows.evaluation.tables import Sheet, notes, sheets
 from tiling import InputError
+from tiling.place import Content
 
 PAGE = "index.html"
-_OURS = re.compile(r"index\.html|scores\.json|(confusion|reliability|(worst|best)-\d)\.png")
+MANIFEST = "files.json"
+_OURS = re.compile(r"index\.html|(files|scores)\.json|(confusion|reliability|(worst|best)-\d)\.png")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1320px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } img { max-width: 100% }
@@ -27,37 +30,81 @@ th:first-child, td:first-child { text-align: left } tr.sum td { border-top: 1px 
 """
 
 
-def check_folder(folder: Path) -> None:
-    """InputError where a folder holds anything but an earlier report, which would be replaced."""
-    if folder.is_dir():
-        foreign = sorted(f.name for f in folder.iterdir() if not _OURS.fullmatch(f.name))
-        if foreign:
-            raise InputError(f"{folder} holds {foreign[0]}, which is no part of a report; choose another folder")
-    elif folder.exists():
+def check_folder(parameters: EvaluationParameters) -> None:
+    """Refuses a report's folder that holds anything but an earlier report, which would be replaced.
+
+    Raises:
+        InputError: naming the file in the way: one that is no part of a report, one that the report did not write (with
+            `overwrite` it is replaced), or one of the images that are compared.
+    """
+    folder = parameters.report
+    if folder is None or not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
         raise InputError(f"{folder} is a file; choose a folder for the report")
+    files = sorted(folder.iterdir())
+    if foreign := [f.name for f in files if f.is_symlink() or not f.is_file() or not _OURS.fullmatch(f.name)]:
+        raise InputError(f"{folder} holds {foreign[0]}, which is no part of a report; choose another folder")
+    for name in (parameters.prediction, parameters.truth):
+        if os.path.exists(name) and any(_is_within(file, name) for file in files):
+            raise InputError(f"{name} lies in {folder}, and inputs are never replaced; choose another folder")
+    known = _manifest(folder)
+    # The manifest says nothing of itself, and is a report's where it makes sense.
+    changed = [f.name for f in files if not (known if f.name == MANIFEST else known.get(f.name) == _digest(f))]
+    if changed and not parameters.overwrite:
+        raise InputError(
+            f"{folder} holds {changed[0]}, which is not what a report wrote; choose another folder, or pass --overwrite"
+        )
 
 
-def write_report(evaluation: Evaluation, folder: Path, ignore: int | None) -> Path:
+def write_report(evaluation: Evaluation, parameters: EvaluationParameters) -> Path:
     """Writes the page `index.html`, `scores.json` and pictures; replaces an earlier report.
 
     Raises:
         InputError: where the folder holds something else or cannot be written; nothing is left then.
     """
-    check_folder(folder)
+    folder = parameters.report
+    assert folder is not None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _write(evaluation, part, ignore)
+            _write(evaluation, part, parameters.ignore)
+            digests = {file.name: _digest(file) for file in sorted(part.iterdir())}
+            (part / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
             part.chmod(0o755)  # a temporary folder is its owner's alone
+            check_folder(parameters)
             if folder.exists():
-                shutil.rmtree(folder)
+                # File by file: the folder goes only if nobody has put another one into it.
+                for name in (*_manifest(folder), *digests, MANIFEST):
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
             part.replace(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}; choose another folder or free some space") from error
     return folder / PAGE
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """The digests of the files that an earlier report wrote; empty where there is none."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = digests.items() if isinstance(digests, dict) else ()
+    return {name: digest for name, digest in known if _OURS.fullmatch(name) and isinstance(digest, str)}
+
+
+def _digest(file: Path) -> str:
+    return Content.of(file).sha256
+
+
+def _is_within(file: Path, image: str) -> bool:
+    """Whether a file is an image, or lies in the folder of several."""
+    real = Path(os.path.realpath(file))
+    return real.is_relative_to(os.path.realpath(image)) or os.path.samefile(file, image)
 
 
 def _write(evaluation: Evaluation, folder: Path, ignore: int | None) -> None:

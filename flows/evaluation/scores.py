@@ -36,6 +36,7 @@ class EvaluationParameters(BaseModel):
     )
     surface: bool = Field(True, description="Also compare outlines: boundary F1, HD95 and surface Dice.")
     report: AbsolutePath | None = Field(None, description="Absolute folder for a page with tables and pictures.")
+    overwrite: bool = Field(False, description="Replace a page and pictures of the same names that are no report.")
 
 
 def told(**options: Any) -> EvaluationParameters:

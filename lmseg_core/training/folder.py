@@ -11,17 +11,18 @@ from lmseg_core.training.settings import Settings
 
 SETTINGS, REPORT, SEARCH = "settings.json", "report.json", "search"
 # All that a training writes. What else lies in the folder is the user's.
-_OURS = ("checkpoint-*", "best", "model", "adapter", "*.new", "runs", "curves.png", "validation.png", REPORT, SETTINGS)
+_NAMES = ("best", "model", "adapter", "runs", "curves.png", "validation.png", REPORT, SETTINGS)
+_OURS = ("checkpoint-*", *_NAMES, *(f"{name}.new" for name in _NAMES))
 
 
 def earlier(settings: Settings) -> dict[str, Any] | None:
     """Return the report of this training where it is done already; ModelError where the folder is another's."""
     output, mine = settings.output, settings.model_dump(mode="json")
     file = output / SETTINGS
-    if not file.exists():
+    kept = _kept(file)
+    if kept is None:
         _check_empty(output)
         return None
-    kept = json.loads(file.read_text())
     if kept["digest"] != settings.digest:
         changed = ", ".join(sorted(_differences(kept["settings"], mine)))
         raise ModelError(f"{output} holds a training with another {changed}; pass --fresh, or another output.")
@@ -32,10 +33,15 @@ def earlier(settings: Settings) -> dict[str, Any] | None:
 def begin(settings: Settings, fresh: bool) -> None:
     """Make the folder and write down whose it is; `fresh` removes an earlier training, and nothing else.
 
-    Raises ModelError where it cannot be written.
+    Raises ModelError where it cannot be written, or holds something else.
     """
     output = settings.output
-    if fresh and (output / SETTINGS).exists():
+    if _kept(output / SETTINGS) is None:
+        _check_empty(output)
+    elif fresh:
+        start = Path(settings.model.start or "")
+        if settings.model.start and start.exists() and start.resolve().is_relative_to(output.resolve()):
+            raise ModelError(f"model.start {start} lies in {output}, which would be removed; give another output.")
         for pattern in _OURS:
             for path in output.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -51,6 +57,16 @@ def write_json(path: Path, content: Any) -> None:
     fresh = path.with_name(f"{path.name}.new")
     fresh.write_text(json.dumps(content, indent=1))
     os.replace(fresh, path)
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """What a training wrote down of its settings; None where the file is missing or somebody else's."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(kept, dict) and isinstance(kept.get("digest"), str) and isinstance(kept.get("settings"), dict)
+    return kept if ours else None
 
 
 def _check_empty(output: Path) -> None:

@@ -49,7 +49,9 @@ def test_results_in_object_storage_are_those_in_a_folder(
 ) -> None:
     out, order = f"s3://{BUCKET}/{prefix}", []
     take = Bucket.take
-    monkeypatch.setattr(Bucket, "take", lambda self, file: (order.append(file.name), take(self, file)))
+    monkeypatch.setattr(
+        Bucket, "take", lambda self, file, replace: (order.append(file.name), take(self, file, replace))[1]
+    )
     code, told, err = cli(*options, out)
     assert code == 0, err
     assert f"  {out}/image_labels.tif\n" in told

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from tiling.address import Address, address_of
 from tiling.checks import difference
 from tiling.errors import InputError, OutputError
-from tiling.heap import give_back
-from tiling.place import place_of
+from tiling.ownership import Owner
 from tiling.store import Store
 
 
-def export(store: Store, out: str | Address, name: str = "labels") -> list[Address]:
+def export(store: Store, out: str | Address, name: str = "labels", *, overwrite: bool = False) -> list[Address]:
     """Writes one of a store's arrays; the ending of `out` picks the format.
 
     Args:
         out: `.tif` or `.tiff` (rasters), `.nii` or `.nii.gz` (volumes).
         name: `labels`, `probability` or `uncertainty`.
+        overwrite: replace files that are not what this run wrote; its source is never replaced.
 
     Returns:
         Every file written, `out` first.
 
     Raises:
-        InputError: where the ending, the array or the size does not fit, or there is no room.
+        InputError: where the ending, the array or the size does not fit, a file may not be replaced, or there is no
+            room.
         OutputError: where what was written is not what the store holds.
         ConnectionError: where object storage does not answer.
     """
@@ -46,30 +43,21 @@ def export(store: Store, out: str | Address, name: str = "labels") -> list[Addre
     else:
         endings = ".tif" if raster else ".nii or .nii.gz"
         raise InputError(f"{out} has an ending that {store.path} cannot be written to; use {endings}")
-    with whole(out) as folder:
+    owner = Owner(address_of(store.path), (store.uri,), overwrite)
+    owner.check(file_names(out, name))
+    with owner.publish(out) as folder:
         staged = write(store, folder / out.name, name)
         if name == "labels" and (problem := difference(store, staged[0])) is not None:
             raise OutputError(f"{out} was written wrongly: it {problem}; nothing is left of it")
     return [out.with_name(file.name) for file in staged]
 
 
-@contextmanager
-def whole(out: Address) -> Iterator[Path]:
-    """A folder to make `out` in; what is in it at the end takes its place, `out` last. Nothing does after an error.
-
-    Raises:
-        InputError: where there is no room or no right to write.
-        ConnectionError: where object storage does not answer.
-    """
-    place = place_of(out.parent)
-    try:
-        with place.staging(out.name) as folder:
-            yield folder
-            for file in sorted(folder.iterdir(), key=lambda f: f.name == out.name):
-                place.take(file)
-    except ConnectionError:
-        raise
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}; choose another folder or free some space") from error
-    finally:
-        give_back()
+def file_names(out: Address, name: str) -> list[Address]:
+    """Every file that an export of `name` to `out` may write, `out` first."""
+    stem = out.name
+    if name != "labels":
+        return [out]
+    if stem.lower().endswith((".tif", ".tiff")):
+        return [out, out.with_name(f"{stem}.aux.xml")]
+    stem = stem.removesuffix(".gz").removesuffix(".nii")
+    return [out, out.with_name(f"{stem}.label"), out.with_name(f"{stem}.ctbl")]

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.flows.conftest import Cli
@@ -39,6 +40,52 @@ def test_only_an_earlier_report_is_replaced(cli: Cli, tmp_path: Path, scene_pair
     assert "holds thesis.doc, which is no part of a report" in err
     assert (folder / "thesis.doc").read_text() == "years of work"
     assert "is a file" in cli("evaluate", *scene_pair, "--report", scene_pair[0])[2]
+
+
+@pytest.mark.parametrize("name", ["index.html", "scores.json", "best-1.png", "files.json"])
+@pytest.mark.parametrize("with_report", [True, False])
+def test_a_page_of_somebody_else_is_kept(
+    name: str, with_report: bool, cli: Cli, tmp_path: Path, scene_pair: tuple[Path, Path]
+) -> None:
+    """Alone in the folder, or edited in an earlier report."""
+    folder = tmp_path / "site"
+    arguments = ("evaluate", *scene_pair, "--no-surface", "--report", folder)
+    if with_report:
+        assert cli(*arguments)[0] == 0
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("years of work")
+    code, _, err = cli(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "which is not what a report wrote; choose another folder, or pass --overwrite" in err
+    assert (folder / name).read_text() == "years of work"
+    assert len([*folder.iterdir()]) == 1 or with_report
+    assert cli(*arguments, "--overwrite")[0] == 0
+    assert cli(*arguments)[0] == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_images_that_are_compared_are_never_replaced(
+    options: tuple[str, ...], cli: Cli, tmp_path: Path, scene_pair: tuple[Path, Path]
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    prediction = scene_pair[0].rename(folder / "best-1.png")
+    before = prediction.read_bytes()
+    code, _, err = cli("evaluate", prediction, scene_pair[1], "--report", folder, *options)
+    assert (code, "inputs are never replaced" in err) == (2, True)
+    assert prediction.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["thesis.doc", ".hidden", "best-1.png/", "files.json/"])
+def test_overwrite_replaces_no_more_than_a_report(
+    name: str, cli: Cli, tmp_path: Path, scene_pair: tuple[Path, Path]
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("years of work")
+    code, _, err = cli("evaluate", *scene_pair, "--no-surface", "--report", folder, "--overwrite")
+    assert (code, f"holds {name.rstrip('/')}, which is no part of a report" in err) == (2, True)
+    assert (folder / name).exists()
 
 
 def test_nothing_is_left_of_a_report_that_fails(cli: Cli, tmp_path: Path, scene_pair: tuple[Path, Path]) -> None:

@@ -101,6 +101,34 @@ def test_a_folder_with_other_files_is_left_alone(make_settings: Make, make_examp
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["report.json", "settings.json", "model/weights", "runs/log", "notes.new", "best"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(
+    name: str, fresh: bool, make_settings: Make, make_examples: Examples, tmp_path: Path
+) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"mine": 1}')
+    with pytest.raises(ModelError, match="holds other files"):
+        train(make_settings(), make_examples(1, 1), make_examples(1, 2), fresh=fresh)
+    assert [f for f in (tmp_path / "run").rglob("*") if f.is_file()] == [file]
+    assert file.read_text() == '{"mine": 1}'
+
+
+def test_fresh_removes_neither_notes_nor_the_network_it_starts_from(
+    make_settings: Make, make_examples: Examples
+) -> None:
+    data = make_examples(1, 1), make_examples(1, 2)
+    settings = make_settings({"optimise.steps": 4})
+    first = train(settings, *data)
+    (settings.output / "notes.new").write_text("mine")
+    with pytest.raises(ModelError, match=r"model\.start .* lies in"):
+        train(make_settings({"model.start": first.folder}), *data, fresh=True)
+    assert (settings.output / "model" / "model.safetensors").exists()
+    train(settings, *data, fresh=True)
+    assert (settings.output / "notes.new").read_text() == "mine"
+
+
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_checkpoint(
     make_settings: Make, make_examples: Examples
 ) -> None:
