@@ -46,10 +46,14 @@ class Owner:
             InputError: naming a file that may not be replaced.
             ConnectionError: where object storage does not answer.
         """
+        taken = [file for file in files if _is_taken(file)]
+        # What is not there cannot be lost, and an input may be made of thousands of files.
+        if not taken and isinstance(self.store, Path) and not self.store.exists():
+            return {}
         inputs = [name for source in self.inputs for name in _names(source)]
         if read := next((name for name in inputs if _lies_in(name, self.store)), None):
             raise InputError(f"{read} lies in {self.store}, which the run writes; choose another output folder")
-        return {file: self._check_one(file, inputs) for file in files if _is_input(file, inputs) or _is_taken(file)}
+        return {file: self._check_one(file, inputs) for file in taken}
 
     def _check_one(self, file: Address, inputs: list[str]) -> Content | None:
         if _is_input(file, inputs):
