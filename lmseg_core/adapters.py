@@ -137,6 +137,11 @@ def ranks(model: "LMSegForSemanticSegmentation") -> dict[str, int]:
     }
 
 
+def is_rank(name: str) -> bool:
+    """Return whether a weight is AdaLoRA's of the ranks of a layer, where 0 is a rank that was cut."""
+    return ".lora_E." in name
+
+
 def orthogonality(model: "LMSegForSemanticSegmentation") -> Tensor:
     """Return how far AdaLoRA's factors are from orthogonal, to be added to the loss times 0.5 (Zhang et al. 2023)."""
     blocks = _bridge(model).blocks

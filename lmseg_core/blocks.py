@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -80,8 +81,30 @@ class Stages(nn.Module):
     def run(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Return stage(x)."""
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(stage, x)
+            return self._gradient_checkpointing_func(_Once(stage), x)
         return cast(Tensor, stage(x))
+
+
+class _Once:
+    """A stage whose norm layers take a batch into their statistics once, though it is computed again on the way back."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        self._stage = stage
+        self._counted = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self._counted:
+            self._counted = True
+            return cast(Tensor, self._stage(x))
+        norms = [module for module in self._stage.modules() if isinstance(module, _BatchNorm)]
+        statistics = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+        try:
+            for norm, own in zip(norms, statistics, strict=True):
+                norm._buffers.update({name: value.clone() for name, value in own.items()})
+            return cast(Tensor, self._stage(x))
+        finally:
+            for norm, own in zip(norms, statistics, strict=True):
+                norm._buffers.update(own)
 
 
 def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:

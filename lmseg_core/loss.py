@@ -154,26 +154,40 @@ class _Batch:
         doubt = (1 - self.log_true.exp()).clamp_min(1e-6)
         return -self._mean(doubt**gamma * self.log_true, weights)
 
+    @cached_property
+    def present(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Overlap, predicted and actual pixels (P,) of the classes that are present."""
+        # Chosen before they are divided: of an absent class all may be 0, and a mask after 0 / 0 keeps its gradient.
+        overlap, predicted = self.sums
+        here = self.actual > 0
+        return overlap[here], predicted[here], self.actual[here]
+
     @property
     def dice(self) -> Tensor:
-        """Soft Dice coefficient (K,) (Milletari et al. 2016)."""
-        overlap, predicted = self.sums
-        return 2 * overlap / (predicted + self.actual)
+        """Soft Dice coefficient (P,) of the classes that are present (Milletari et al. 2016)."""
+        overlap, predicted, actual = self.present
+        return 2 * overlap / (predicted + actual)
 
     @property
     def jaccard(self) -> Tensor:
-        """Soft intersection over union (K,)."""
-        overlap, predicted = self.sums
-        return overlap / (predicted + self.actual - overlap)
+        """Soft intersection over union (P,) of the classes that are present."""
+        overlap, predicted, actual = self.present
+        return overlap / (predicted + actual - overlap)
 
     def tversky(self, alpha: float) -> Tensor:
-        """Soft Tversky index (K,); alpha weights false positives, 1 - alpha misses (Salehi et al. 2017)."""
-        overlap, predicted = self.sums
-        return overlap / (overlap + alpha * (predicted - overlap) + (1 - alpha) * (self.actual - overlap))
+        """Soft Tversky index (P,) of the classes that are present (Salehi et al. 2017).
 
-    def missed(self, score: Tensor) -> Tensor:
-        """Return 1 - score (K,), averaged over the classes that are present."""
-        return 1 - score[self.actual > 0].mean()
+        alpha weights false positives, 1 - alpha misses.
+        """
+        overlap, predicted, actual = self.present
+        # The overlap of a class may be 0 where alpha is 1: then so is its index.
+        whole = overlap + alpha * (predicted - overlap) + (1 - alpha) * (actual - overlap)
+        return overlap / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+    @staticmethod
+    def missed(score: Tensor) -> Tensor:
+        """Return the mean of 1 - score (P,)."""
+        return 1 - score.mean()
 
     def lovasz(self) -> Tensor:
         """Return the Lovasz-softmax loss over the classes that are present (Berman et al. 2018, algorithm 1)."""

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lmseg_core.adapters import is_rank
+
 
 class Average:
     """An exponential moving average of the weights that train and of the statistics of the norm layers.
@@ -28,6 +30,8 @@ class Average:
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, value in _moving(model):
             self._weights[name].lerp_(value.detach(), share)
+            if is_rank(name):  # what AdaLoRA has cut stays cut: the mean with what it was before would bring it back
+                self._weights[name].masked_fill_(value == 0, 0.0)
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch
 
 from lmseg_core import Adapter, LMSegForSemanticSegmentation, LMSegImageProcessor, ModelError, Predictor
 from lmseg_core.adapters import adapt, load_adapter, merge, orthogonality, ranks, save_adapter, update_rank
+from lmseg_core.training.average import Average
 
 Maker = Callable[..., LMSegForSemanticSegmentation]
 METHODS = ["frozen", "lora", "dora", "adalora", "adapter", "prefix", "full"]
@@ -213,3 +214,20 @@ def test_a_predictor_folds_adapters_in(tmp_path: Path, method: str, bridged: Cal
     model = Predictor.from_pretrained(tmp_path, device="cpu").with_statistics([0, 0], [1, 1])
     assert torch.allclose(model(x), network(x).logits.softmax(1), atol=1e-5)
     assert not any("lora" in name for name in model._network.state_dict())
+
+
+def test_averaged_weights_have_no_rank_that_was_cut(bridged: Callable, x: torch.Tensor) -> None:
+    network = bridged("bert").train()
+    adapt(network, Adapter("adalora", rank=2, total_steps=20))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser, average = torch.optim.AdamW(trained, lr=1e-2), Average(network, 0.9)
+    for step in range(1, 21):
+        network(x).logits.square().mean().backward()
+        optimiser.step()
+        update_rank(network, step)
+        optimiser.zero_grad()
+        average.update(network)
+    left = ranks(network)
+    assert sum(left.values()) == 2 * len(left)
+    with average.swapped(network):
+        assert ranks(network) == left

@@ -1,9 +1,12 @@
 """The shared blocks: faster where they only predict, and the same."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+from lmseg_core import LMSegForSemanticSegmentation
 from lmseg_core.blocks import Conv3d, Residual
 
 
@@ -37,3 +40,21 @@ def test_norms_fold_into_the_convolutions(ndim: int) -> None:
         block.fold()
         assert torch.allclose(block(x), before, atol=1e-5)
     assert not any("Norm" in type(module).__name__ for module in block.modules())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(
+    ndim: int, reentrant: bool, make_network: Callable[..., LMSegForSemanticSegmentation]
+) -> None:
+    x = torch.randn(2, 2, *(16,) * ndim, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    networks = [make_network(ndim).train() for _ in range(2)]
+    networks[1].gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for network in networks:
+        for _ in range(2):
+            network(x).logits.square().mean().backward()
+    plain, frugal = networks
+    for (name, mine), (_, theirs) in zip(plain.named_buffers(), frugal.named_buffers(), strict=True):
+        assert torch.equal(mine, theirs), name
+    for (name, mine), (_, theirs) in zip(plain.named_parameters(), frugal.named_parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), name

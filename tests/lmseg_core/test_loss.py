@@ -221,3 +221,20 @@ def test_stays_exact_under_autocast(term: str) -> None:
 def test_needs_no_settings_library() -> None:
     code = "import sys, lmseg_core.loss; assert not {'pydantic', 'yaml', 'monai'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+@pytest.mark.parametrize("term", TERMS)
+def test_a_finite_loss_has_a_finite_gradient(term: str, ignored: float) -> None:
+    """Of the absent class no probability is left, and of a present one neither: their scores are 0 / 0 and 0."""
+    logits, labels = _batch(ignored=ignored)
+    logits = logits.float()
+    logits[:, 3] -= 1e4
+    logits[:, 2] -= 1e4
+    for changes in ({}, {"alpha": 1.0}, {"alpha": 0.0}) if term == "tversky" else ({},):
+        values = logits.clone().requires_grad_()
+        loss = _only(term, **changes)(values, labels)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert values.grad is not None
+        assert torch.isfinite(values.grad).all()
