@@ -86,7 +86,7 @@ class Stages(nn.Module):
 
 
 class _Once:
-    """A stage whose norm layers take a batch into their statistics once, though it is computed again on the way back."""
+    """A stage whose norm layers count a batch once in their statistics, though it is computed again on the way back."""
 
     def __init__(self, stage: nn.Module) -> None:
         self._stage = stage

@@ -121,12 +121,13 @@ def _train(
     if settings.optimise.checkpointing:
         network.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     network.to(memory_format=layout)  # type: ignore[call-arg]  # torch's stubs forget it
+    arguments = _arguments(settings)  # before anything is written: it refuses what cannot be had here
     if os.environ.get("RANK", "0") == "0":
         begin(settings, fresh)
     chosen = optimiser(network.parts(), settings.optimise)
     trainer = WindowTrainer(
         model=network,
-        args=_arguments(settings),
+        args=arguments,
         train_dataset=random_windows,
         eval_dataset=grid_windows,
         compute_metrics=Scores(len(names)),
@@ -265,6 +266,7 @@ def _arguments(settings: Settings) -> TrainingArguments:
         per_device_eval_batch_size=told.batch,
         gradient_accumulation_steps=told.accumulate,
         max_grad_norm=told.clip,
+        use_cpu=not torch.accelerator.is_available(),  # said, or bfloat16 is refused
         bf16=told.precision == "bfloat16",
         fp16=told.precision == "float16",
         eval_strategy="steps",

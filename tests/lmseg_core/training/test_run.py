@@ -189,3 +189,12 @@ def test_half_the_size_predicts_as_measured(make_settings: Make, make_examples: 
     weights = load_file(Path(report.folder) / "model.safetensors")
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
     assert json.loads((Path(report.folder).parent / "report.json").read_text())["figures"] == report.figures
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_bfloat16_trains_on_a_cpu(ndim: int, make_settings: Make, make_examples: Examples) -> None:
+    changes = {"optimise.precision": "bfloat16", "optimise.steps": 40, "watch.evaluate": 20}
+    report = train(make_settings(changes, ndim), make_examples(2, 1, ndim, 24), make_examples(1, 2, ndim, 24))
+    assert report.figures["pixel_accuracy"] > 0.8
+    weights = load_file(Path(report.folder) / "model.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
