@@ -176,6 +176,7 @@ def segment(
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the uncertainty.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
     overwrite: Overwrite = False,
+    check: Annotated[str, typer.Option(help="auto, or content to read every byte of the input first.")] = "auto",
     profile: Annotated[bool, typer.Option("--profile", help="Also say what held the device up.")] = False,
 ) -> None:
     """Segment images; the same command again resumes where it stopped."""

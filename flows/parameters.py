@@ -17,6 +17,7 @@ from pydantic import (
 from flows.paths import check_absolute
 from tiling.address import Address, ObjectPath, address_of
 from tiling.errors import InputError
+from tiling.sources.fingerprint import Check
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -85,6 +86,10 @@ class _Parameters(BaseModel):
     uncertainty: bool = Field(False, description="Also write the normalised entropy of the prediction.")
     fresh: bool = Field(False, description="Start again instead of resuming an earlier run.")
     overwrite: bool = Field(False, description="Replace files that this run did not write; its inputs never.")
+    check: Check = Field(
+        "auto",
+        description="What tells images apart: auto takes samples of more than 64 MiB, content reads every byte.",
+    )
 
 
 class RegionParameters(_Parameters):

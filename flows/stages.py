@@ -30,6 +30,7 @@ from tiling.ownership import Owner
 from tiling.place import place_of
 from tiling.predict import check_bands, check_kind, check_sources
 from tiling.sources import is_volume, present
+from tiling.sources.fingerprint import same
 from tiling.store import remove
 
 if TYPE_CHECKING:
@@ -230,8 +231,8 @@ def finish(run: Run) -> Report:
     from flows.preview import write_preview
 
     clock = time.perf_counter()
-    # Blocks have looked at the image's own files; masks beside it and addresses show only here.
-    if open_image(run.source, run.parameters).fingerprint != run.image.fingerprint:
+    # Reading has looked at the files that were opened; a mask or a header that is new beside them shows only here.
+    if not same(open_image(run.source, run.parameters).fingerprint, run.image.fingerprint):
         raise OutputError(f"{run.source} changed while it was segmented; run again with --fresh")
     files = export_all(run.store, run.parameters.overwrite)
     exported = time.perf_counter()
@@ -305,10 +306,11 @@ def open_image(source: str, parameters: Parameters) -> Source:
     if isinstance(parameters, VolumeParameters):
         if not is_volume(source):
             raise InputError(f"{source} is no .nii or .nii.gz volume; use segment-region for rasters")
-        return tiling.open(source, form=parameters.form)
+        return tiling.open(source, form=parameters.form, check=parameters.check)
     if is_volume(source):
         raise InputError(f"{source} is a volume; use segment-volume for volumes")
-    return tiling.open(source, bands=tuple(parameters.bands) if parameters.bands else None)
+    bands = tuple(parameters.bands) if parameters.bands else None
+    return tiling.open(source, bands=bands, check=parameters.check)
 
 
 def area_of(image: Source, parameters: Parameters) -> Area:

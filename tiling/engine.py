@@ -17,6 +17,7 @@ from tiling.errors import BlockError
 from tiling.lease import check, lease
 from tiling.predict import Predict
 from tiling.sources import Source
+from tiling.sources.fingerprint import changed
 from tiling.store import Store
 from tiling.strip import BlockReport, StripReport, compute_strip
 
@@ -68,7 +69,12 @@ def run_blocks(
 
     Args:
         slots: tasks that the executor runs at a time; blocks are parted so that each has its share.
+
+    Raises:
+        InputError: where the store was made from another source.
     """
+    if not store.is_made_from("source", source.fingerprint):
+        raise changed(source.uri)
     with ExitStack() as stack:
         if executor is None:
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="strip"))

@@ -33,22 +33,18 @@ from tiling.place import ROOT, place_of, read_all
 from tiling.predict import Predict
 from tiling.record import STEPS, make_row, read_rows, row_type
 from tiling.sources import Source
+from tiling.sources.fingerprint import same, undecided
 from tiling.space import Space
-from tiling.stamp import Stamp, stamp_of
 
 # Goes up when the same input, model and settings would give another answer.
 ENGINE = 3
 # Goes up when stores lie otherwise.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A run on disk or in object storage. Small and picklable: its path, and what the group's attributes say.
-
-    Attributes:
-        stamp: the source's files as they were when the run began.
-    """
+    """A run on disk or in object storage. Small and picklable: its path, and what the group's attributes say."""
 
     path: str
     uri: str
@@ -58,7 +54,6 @@ class Store:
     classes: ClassTable
     outputs: tuple[str, ...]
     identity: str
-    stamp: Stamp
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -77,7 +72,7 @@ class Store:
 
     def is_made_from(self, name: str, word: str) -> bool:
         """Whether the run's `source` has this fingerprint, or its `model` this digest."""
-        return bool(json.loads(self.identity)[name] == _digest(word))
+        return _agrees(name, json.loads(self.identity)[name], word)
 
     def digest(self, block: Box) -> bytes:
         """What the answer of a block depends on, as 32 bytes."""
@@ -228,7 +223,7 @@ def _create(
 ) -> Store:
     area = area or Area(grid.area)
     assert area.box == grid.area, "the grid's blocks must part the area"
-    words = {
+    words: dict[str, Any] = {
         "source": source.fingerprint,
         "model": predict.digest,
         "tiles": [[a.extent, a.tile, a.step] for a in grid.axes],
@@ -236,14 +231,21 @@ def _create(
         "outputs": sorted(outputs),
         "engine": ENGINE,
     }
-    made_from = {name: _digest(word) for name, word in words.items()}
+    # The fingerprint as it is: two of one source may differ in what is known of its files.
+    made_from = {name: word if name == "source" else _digest(word) for name, word in words.items()}
     place = place_of(path)
     if not place.is_empty():
         attributes = _attributes(path)
         if attributes is None:
             raise InputError(f"{path} exists and is no store of a run; move it or choose another output folder")
         _check_layout(path, attributes)
-        other = [name for name, digest in made_from.items() if attributes["made_from"].get(name) != digest]
+        before = attributes["made_from"]
+        other = [name for name, word in words.items() if not _agrees(name, before.get(name, ""), word)]
+        if other == ["source"] and undecided(before["source"], source.fingerprint):
+            raise InputError(
+                f"{path} was made with another source, or with {source.uri} in another place or before it was touched: "
+                "too large to tell; put it back, pass --check content where the run began so, or --fresh to replace it"
+            )
         if other:
             raise InputError(
                 f"{path} was made with another {' and '.join(other)}; "
@@ -263,7 +265,6 @@ def _create(
             "classes": table.to_json(),
             "outputs": list(outputs),
             "made_from": made_from,
-            "stamp": stamp_of(source),
         }
 
     try:
@@ -297,7 +298,6 @@ def open_store(path: str | Address) -> Store:
         ClassTable.from_json(attributes["classes"]),
         tuple(attributes["outputs"]),
         _identity(attributes),
-        tuple((name, size, time) for name, size, time in attributes["stamp"]),
     )
 
 
@@ -315,6 +315,10 @@ def remove(path: str | Address) -> None:
         if _attributes(path) is None and not place.is_empty():
             raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
         place.remove()
+
+
+def _agrees(name: str, before: str, word: Any) -> bool:
+    return same(before, word) if name == "source" else before == _digest(word)
 
 
 def _digest(word: Any) -> str:

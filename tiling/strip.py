@@ -25,7 +25,6 @@ from tiling.heap import give_back
 from tiling.predict import Array, Predict
 from tiling.record import STEPS
 from tiling.sources import Pixels, Source
-from tiling.stamp import stamp_of
 from tiling.store import Store
 
 # Blocks of a task that are begun and not yet recorded: one is predicted, one is written.
@@ -200,14 +199,14 @@ def _read(source: Source, predict: Predict, store: Store, number: int, above: in
     shares = above is not None and len(grid.strips((above, number), 2)) == 1
     if shares:
         reach = Box((box.start[0], *reach.start[1:]), reach.stop)
-    pixels = _pixels(source, store, reach)
+    pixels = source.read(reach)
     seen = Box(box.start, (min(reach.stop[0], area.stop[0]), *box.stop[1:]))
     wanted = pixels.valid[seen.relative(reach.start).slices]
     mask = store.area.mask(store.space, seen)
     if mask is not None:
         wanted = wanted & mask
     # What was read reaches past the block, whose neighbours would count the same pixels again.
-    nonfinite = pixels.nonfinite and _pixels(source, store, box).nonfinite
+    nonfinite = pixels.nonfinite and source.read(box).nonfinite
     seconds = dict.fromkeys(STEPS, 0.0) | {"read": time.perf_counter() - clock}
     clock = time.perf_counter()
     placed = _place(predict, pixels) if wanted.any() else None
@@ -222,17 +221,6 @@ def _place(predict: Predict, pixels: Pixels) -> Future[Array]:
     except Exception as error:  # the model's, for whoever predicts the block
         placed.set_exception(error)
     return placed
-
-
-def _pixels(source: Source, store: Store, box: Box) -> Pixels:
-    try:
-        return source.read(box)
-    finally:
-        # After reading, or failing to: had the file changed before or meanwhile, it would show.
-        if store.stamp and stamp_of(source) != store.stamp:
-            raise InputError(
-                f"{source.uri} changed while it was segmented; put the old file back and run again, or pass --fresh"
-            )
 
 
 class _Column:

@@ -1,7 +1,6 @@
 """The command line on stores that are in use or damaged, with models and images that fail meanwhile."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,16 +147,17 @@ def test_an_image_that_changes_meanwhile_gives_no_result(
     when: str,
     expected: int,
 ) -> None:
-    def touching(call: Callable[..., Any]) -> Callable[..., Any]:
-        def touch(*arguments: Any, **options: Any) -> Any:
-            os.utime(image)
+    def changing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **options: Any) -> Any:
+            with rasterio.open(image, "r+") as target:
+                target.write(target.read()[:, ::-1])
             return call(*arguments, **options)
 
-        return touch
+        return change
 
     name = {"computing": "compute", "finishing": "finish"}[when]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, name, touching(getattr(stages, name)))
+        patch.setattr(stages, name, changing(getattr(stages, name)))
         code, _, err = cli(*command)
     assert code == expected
     assert f"{image} changed while it was segmented" in err.splitlines()[-1]

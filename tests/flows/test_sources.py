@@ -1,6 +1,7 @@
 """Images of several sources, of which some are missing: what is written is what the network says when it is told."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import rasterio
 import SimpleITK as sitk
 import torch
 
+import tiling
 from flows import stages
 from lmseg_core import LMSegConfig, LMSegForSemanticSegmentation, LMSegImageProcessor
 from tests.tiling.files import AFFINES, write_tiff, write_volume
@@ -248,3 +250,70 @@ def test_bad_sources_are_one_line_and_leave_nothing(
             assert word in err
         assert out == ""
         assert not (tmp_path / "out").exists()
+
+
+# --- which image a store is of ---
+
+
+def _patients(folder: Path) -> list[Path]:
+    """Two files `T1.nii` of one size and time, whose first and last planes are the same."""
+    files = []
+    for seed, patient in enumerate(("sub-01", "sub-02")):
+        (folder / patient).mkdir()
+        values = np.zeros((64, 64, 40), np.int16)
+        values[:, :, 16:24] = np.random.default_rng(seed).integers(0, 200, (64, 64, 8))
+        files.append(write_volume(folder / patient / "T1.nii", values))
+        os.utime(files[-1], ns=(10**18, 10**18))
+    return files
+
+
+def _scenes(folder: Path) -> list[Path]:
+    files = []
+    for seed, name in enumerate(("june", "july")):
+        (folder / name).mkdir()
+        values = np.zeros((3, 256, 256), np.uint8)
+        values[:, 100:150] = np.random.default_rng(seed).integers(0, 200, (3, 50, 256))
+        files.append(write_tiff(folder / name / "scene.tif", values))
+        os.utime(files[-1], ns=(10**18, 10**18))
+    return files
+
+
+@pytest.mark.parametrize("kind", ["volume", "raster"])
+def test_a_second_image_of_the_same_name_size_and_time_is_not_given_the_labels_of_the_first(
+    cli: Cli, volume_model: str, raster_model: str, tmp_path: Path, kind: str
+) -> None:
+    first, second = _patients(tmp_path) if kind == "volume" else _scenes(tmp_path)
+    assert first.stat().st_size == second.stat().st_size
+    options = ["-m", volume_model if kind == "volume" else raster_model, "-o", tmp_path / "out"]
+    assert cli("segment", first, *options)[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()}
+    code, _, err = cli("segment", second, *options)
+    assert (code, "made with another source" in err, "--fresh" in err) == (2, True, True)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("check", ["auto", "content"])
+def test_an_image_that_was_only_touched_or_moved_is_resumed_from_any_folder(
+    cli: Cli, raster_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
+    image, _ = _scenes(tmp_path)
+    options = ["-m", raster_model, "-o", tmp_path / "out", "--check", check]
+    monkeypatch.chdir(tmp_path)
+    assert cli("segment", "june/scene.tif", *options)[0] == 0
+    store = tmp_path / "out" / "scene.zarr"
+    assert tiling.open_store(store).uri == str(image)
+    chunks = {p: p.stat().st_mtime_ns for p in store.rglob("c/*") if p.is_file()}
+    os.utime(image)
+    monkeypatch.chdir("/")
+    assert cli("segment", image, *options)[0] == 0
+    assert cli("verify", store)[0] == 0
+    (tmp_path / "moved").mkdir()
+    image.rename(tmp_path / "moved" / "scene.tif")
+    assert cli("segment", tmp_path / "moved" / "scene.tif", *options)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in chunks} == chunks
+
+
+def test_an_unknown_check_is_refused(cli: Cli, raster_model: str, rasters: tuple[str, str], tmp_path: Path) -> None:
+    code, _, err = cli("segment", rasters[0], "-m", raster_model, "-o", tmp_path, "--check", "all")
+    assert (code, err.count("\n"), "--check 'all'" in err, "'content'" in err) == (2, 1, True, True)
+    assert not any(tmp_path.iterdir())

@@ -139,7 +139,7 @@ def test_another_error_does_not_halve_the_batch(tmp_path):
 # --- a source that changes ---
 
 
-@pytest.mark.parametrize("how", ["rewritten", "touched", "replaced by an older one"])
+@pytest.mark.parametrize("how", ["rewritten", "replaced by an older one"])
 @pytest.mark.parametrize("where", ["threads", "processes"])
 def test_a_file_that_changes_meanwhile_stops_the_run_before_a_block_of_the_new_one(tmp_path, workers, where, how):
     old, new = (image_of((64, 64), seed).values for seed in (0, 1))
@@ -149,9 +149,7 @@ def test_a_file_that_changes_meanwhile_stops_the_run_before_a_block_of_the_new_o
     store = tiling.create(tmp_path / "a.zarr", source, grid, predict)
 
     def change(report):
-        if how == "touched":
-            os.utime(file)
-        elif file.stat().st_mtime_ns > 10**18:
+        if file.stat().st_mtime_ns > 10**18:
             write_tiff(tmp_path / "b.tif", new)
             if how == "rewritten":
                 file.write_bytes((tmp_path / "b.tif").read_bytes())
@@ -169,6 +167,29 @@ def test_a_file_that_changes_meanwhile_stops_the_run_before_a_block_of_the_new_o
         assert np.array_equal(store.read(here), old[(slice(None), *here.slices)].argmax(axis=0))
     with refused("another source"):
         tiling.create(tmp_path / "a.zarr", tiling.open(file), grid, predict)
+
+
+@pytest.mark.parametrize("where", ["threads", "processes"])
+def test_a_file_that_is_only_touched_meanwhile_stops_nothing(tmp_path, workers, where):
+    file = write_tiff(tmp_path / "a.tif", image_of((64, 64)).values)
+    source, grid = tiling.open(file), Grid.regular((64, 64), 16, 0, 16)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, Identity(2, grid.tile))
+    executor = workers if where == "processes" else None
+    tiling.segment(source, Identity(2, grid.tile), store, executor=executor, on_block=lambda _: os.utime(file))
+    assert store.pending() == []
+    tiling.create(tmp_path / "a.zarr", tiling.open(file), grid, Identity(2, grid.tile))
+
+
+def test_a_store_is_filled_from_its_own_source_only(tmp_path):
+    file = write_tiff(tmp_path / "a.tif", image_of((64, 64)).values)
+    grid = Grid.regular((64, 64), 16, 0, 16)
+    store = tiling.create(tmp_path / "a.zarr", tiling.open(file), grid, Identity(2, grid.tile))
+    status = file.stat()
+    write_tiff(file, image_of((64, 64), 1).values)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with refused(file, "changed", "--fresh"):
+        tiling.run_blocks(tiling.open(file), Identity(2, grid.tile), store, [0])
+    assert len(store.pending()) == 16
 
 
 def test_a_run_goes_on_with_the_file_that_it_began_with(tmp_path):

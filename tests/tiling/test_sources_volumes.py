@@ -100,7 +100,7 @@ def test_a_voxel_that_is_not_finite_in_one_file_is_masked_and_counted_once(tmp_p
 
 
 def test_the_fingerprint_tells_which_files_are_there_and_changes_with_each(tmp_path):
-    a, b = (write_volume(tmp_path / f"{name}.nii", voxels(0)) for name in "ab")
+    a, b = (write_volume(tmp_path / f"{name}.nii", voxels(seed)) for seed, name in enumerate("ab"))
     names = [a, join(a, b), join(b, a), join(a, "-"), join("-", a), join(a, "-", "-"), join(a, b, "-")]
     before = [tiling.open(name).fingerprint for name in names]
     assert len(set(before)) == len(names)

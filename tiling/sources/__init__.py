@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.errors import InputError
+from tiling.sources.fingerprint import Check
 from tiling.space import Space
 
 # What stands in a name in place of a file that is missing: `s2.tif,-,dem.tif`.
@@ -63,15 +65,21 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the bytes behind the source do."""
+        """Changes when the bytes behind the source do; two are compared by `tiling.sources.fingerprint.same`."""
         ...
 
     def read(self, box: Box) -> Pixels:
-        """The pixels of a box inside the image; InputError where the file cannot give them."""
+        """The pixels of a box inside the image.
+
+        Raises:
+            InputError: where the file cannot give them, or holds other bytes than when it was opened.
+        """
         ...
 
 
-def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | None = None) -> Source:
+def open(
+    uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | None = None, check: Check = "auto"
+) -> Source:
     """A raster or a volume, told apart by name.
 
     Args:
@@ -79,11 +87,12 @@ def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | N
             a file that is missing, for models that can do without. `.nii` and `.nii.gz` are volumes.
         bands: bands of a raster, counted from 1; all but alpha by default.
         form: `sform` or `qform`, the one to trust where a volume's two disagree.
+        check: `content` to read every byte for the fingerprint; by default samples stand for more than 64 MiB.
 
     Raises:
         InputError: where it cannot be read, or has no usable geometry.
     """
-    name = str(uri)
+    name = absolute(str(uri))
     if not present(name):
         raise InputError(f"{name!r} names no file; give at least one")
     if is_volume(name):
@@ -92,12 +101,36 @@ def open(uri: str | Path, *, bands: tuple[int, ...] | None = None, form: str | N
 
         if bands is not None:
             raise InputError(f"{name} is a volume and has no bands to choose; leave out --bands")
-        return open_volume(name, form) if split(name) == (name,) else open_volumes(name, form)
+        return open_volume(name, form, check) if split(name) == (name,) else open_volumes(name, form, check)
     from tiling.sources.raster import open_raster
 
     if form is not None:
         raise InputError(f"{name} is a raster and has no {form}; leave out --form")
-    return open_raster(name, bands)
+    return open_raster(name, bands, check)
+
+
+def absolute(uri: str) -> str:
+    """The same name with absolute paths, for workers and later commands that run in another folder."""
+    names = [_absolute(file) for file in split(uri)]
+    # A comma in the current folder would cut a joined name in other places.
+    return uri if not names or (len(names) > 1 and any("," in name for name in names)) else ",".join(names)
+
+
+def _absolute(file: str) -> str:
+    if file == MISSING:
+        return file
+    if os.path.exists(file):
+        return os.path.abspath(file)
+    if archived := re.match(r"((?:/vsi(?:zip|tar|gzip|7z|rar)/)+\{?|(?:\w+\+file|file|zip|tar|gzip)://)([^/].*)", file):
+        prefix, path = archived.groups()
+        first = re.split(r"[}!/]", path)[0]
+        return prefix + os.path.abspath(path) if os.path.exists(first) else file
+    if "://" in file or file.startswith(("/", "<")):
+        return file
+    # A subdataset such as NETCDF:"a.nc":B02.
+    return "".join(
+        os.path.abspath(part) if "." in part and os.path.exists(part) else part for part in re.split('([:"])', file)
+    )
 
 
 def split(uri: str) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from rasterio.windows import Window
 from tiling.box import Box
 from tiling.errors import InputError
 from tiling.sources import MISSING, Part, Pixels, all_valid, common_dtype, mask_nonfinite, present, split
-from tiling.sources.fingerprint import fingerprint
+from tiling.sources.fingerprint import Check, LocalFiles, changed, check_unchanged
+from tiling.sources.members import Members, archive, versions_of
 from tiling.sources.remote import (
     FAILURES,
     PassingError,
@@ -50,6 +51,7 @@ class RasterSource:
         names: a name a channel, empty where the file gives none.
         nodata: the value of missing pixels per channel, None where there is none.
         masked: the remote files beside which a mask lies.
+        local: the files on this machine that it is made of.
         versions: GDAL's names of remote files, with what tells each from another that takes its place.
         remote: whether pixels come over the network, be it through a file that names others.
     """
@@ -63,6 +65,7 @@ class RasterSource:
     space: Space
     fingerprint: str
     masked: frozenset[str]
+    local: LocalFiles
     versions: tuple[tuple[str, str], ...]
     remote: bool
 
@@ -94,7 +97,7 @@ class RasterSource:
         try:
             values, valid = self._pixels(box)
         except FAILURES as error:
-            self._check_versions()
+            self._check_unchanged()
             (y, x), (height, width) = box.start, box.shape
             place = f"{self.uri} cannot be read at rows {y}..{y + height}, columns {x}..{x + width}"
             if not self.remote:
@@ -104,9 +107,9 @@ class RasterSource:
                 raise ConnectionError(f"{place}: {why}; {fix}, then run again to resume") from error
             raise PassingError(f"{place}: {why}; run again to resume") from error
         except PassingError:
-            self._check_versions()
+            self._check_unchanged()
             raise
-        self._check_versions()
+        self._check_unchanged()
         if all(v is not None for v in self.nodata):
             valid = valid & ~self._missing(values)
         return mask_nonfinite(values, valid)
@@ -129,15 +132,14 @@ class RasterSource:
                     valid = valid & (dataset.dataset_mask(window=window) > 0)
         return values, valid
 
-    def _check_versions(self) -> None:
+    def _check_unchanged(self) -> None:
         # After reading, or failing to: had the file changed before or meanwhile, it would show.
+        check_unchanged(self.uri, self.local)
         for name, before in self.versions:
             with rasterio.Env(**_env(name)):
                 now = version(name)
             if now not in ("", before):
-                raise InputError(
-                    f"{self.uri} changed while it was segmented; put the old file back and run again, or pass --fresh"
-                )
+                raise changed(self.uri)
 
     def _missing(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         missing = np.ones(values.shape[1:], bool)
@@ -174,8 +176,11 @@ class RasterSource:
             yield dataset
 
 
-def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
+def open_raster(uri: str, bands: tuple[int, ...] | None = None, check: Check = "auto") -> RasterSource:
     """An image that GDAL reads; `a.tif,-,b.tif` takes its bands from several files, of which one is missing.
+
+    Args:
+        check: how much of the files is read for the fingerprint; see `tiling.sources.fingerprint`.
 
     Raises:
         InputError: where a file is damaged or no image, or a band does not exist.
@@ -206,6 +211,7 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
             raise InputError(f"{uri} has a missing file, whose place the order of --bands hides; keep the files' order")
     if not channels:
         raise InputError(f"{uri} has only an alpha band; give an image with at least one band of data")
+    local = LocalFiles.of([file for look in known for file in look.local], check)
     return RasterSource(
         uri,
         files,
@@ -214,11 +220,9 @@ def open_raster(uri: str, bands: tuple[int, ...] | None = None) -> RasterSource:
         tuple(nodata),
         _dtype(uri, dtypes),
         spaces[0],
-        fingerprint(
-            [file for look in known for file in look.local],
-            [repr(bands), *(MISSING if look is None else look.words for look in looks)],
-        ),
+        local.fingerprint(bands, *(MISSING if look is None else look.words for look in looks)),
         frozenset(file for file, look in zip(files, looks, strict=True) if look is not None and look.masked),
+        local,
         tuple(told for look in known for told in look.versions),
         any(look.remote for look in known),
     )
@@ -253,13 +257,19 @@ def _looked(file: str) -> _Look:
                 hint = "name one of its subdatasets" if dataset.subdatasets else "give an image with pixels"
                 raise InputError(f"{file} has {dataset.count} bands of {dataset.width} x {dataset.height}; {hint}")
             _check_complete(file, dataset)
-            # Viewers write statistics and overviews beside an image, which change none of its pixels.
-            local = tuple(f for f in dataset.files if os.path.isfile(f) and not f.endswith((".aux.xml", ".ovr")))
-            words = repr((dataset.profile.items(), None if local else _sample(dataset)))
+            members = Members(dataset, quietly_open)
             main = next(iter(dataset.files), "")
             masked = is_remote(main) and "?" not in main and exists(f"{main}.msk")
-            here = [main, f"{main}.msk"] if masked else [main] if is_remote(main) else []
+            here = [main, f"{main}.msk"] if masked else [archive(main)] if is_remote(main) else []
             versions = tuple((name, told) for name in here if (told := version(name)))
+            others = versions_of([name for name in members.remote if name != main], _env(file))
+            # A tag of a server is one file's, and often only its size and time; a signature changes every hour.
+            path = main.partition("?")[0] if versions and "?pc_url" not in main else main
+            words = repr(
+                (members.facts, others, *((path, [told for _, told in versions], _sample(dataset)) if here else ()))
+                if members.local or here
+                else (members.facts, file, _sample(dataset))
+            )
             bands = tuple(b for b in dataset.indexes if dataset.colorinterp[b - 1] != ColorInterp.alpha)
             return _Look(
                 _space(dataset),
@@ -267,8 +277,8 @@ def _looked(file: str) -> _Look:
                 tuple(dataset.descriptions[b - 1] or "" for b in bands),
                 tuple(dataset.nodatavals[b - 1] for b in bands),
                 tuple(dataset.dtypes[b - 1] for b in bands),
-                local,
-                f"{words} {[told for _, told in versions]}",
+                tuple(members.local),
+                words,
                 masked,
                 versions,
                 any(map(is_remote, dataset.files)),
@@ -358,7 +368,7 @@ def _own_mask(dataset: Any) -> bool:
 
 
 def _sample(dataset: Any) -> bytes:
-    """A few pixels of a remote file, whose bytes have no time stamp that GDAL would tell."""
+    """A few pixels of a file that is not on this machine."""
     height, width = dataset.block_shapes[0]
     window = Window(0, 0, min(width, dataset.width), min(height, dataset.height))
     return bytes(dataset.read(1, window=window).tobytes())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tiling.box import Box
 from tiling.errors import InputError
 from tiling.sources import Part, Pixels, all_valid, common_dtype, mask_nonfinite
-from tiling.sources.fingerprint import fingerprint
+from tiling.sources.fingerprint import Check, LocalFiles, check_unchanged
 from tiling.space import Forms, Space
 
 _SLAB = 8 * 2**20  # bytes decoded at once
@@ -33,6 +33,7 @@ class VolumeSource:
     space: Space
     dtype: np.dtype[Any]
     fingerprint: str
+    local: LocalFiles
 
     @property
     def channels(self) -> int:
@@ -61,10 +62,13 @@ class VolumeSource:
                 slab = np.asarray(proxy[:, :, z:stop] if len(proxy.shape) == 3 else proxy[:, :, z:stop, 0])
                 values[z - z0 : stop - z0] = slab[x0:x1, y0:y1].T
         except (OSError, EOFError, ValueError, zlib.error) as error:
+            check_unchanged(self.uri, self.local)
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{self.uri} cannot be read at planes {z0}..{z1}: {reason}; fetch or write the file again"
             ) from error
+        # After reading: had the file changed before or meanwhile, it would show.
+        check_unchanged(self.uri, self.local)
 
 
 @lru_cache(maxsize=16)  # more than the sequences of one case
@@ -73,11 +77,12 @@ def _image(path: str, fingerprint: str) -> Any:
     return nibabel.load(path)
 
 
-def open_volume(path: str, form: str | None = None) -> VolumeSource:
+def open_volume(path: str, form: str | None = None, check: Check = "auto") -> VolumeSource:
     """A `.nii` or `.nii.gz` file.
 
     Args:
         form: which of `sform` and `qform` to trust; needed only where they disagree.
+        check: how much of the file is read for the fingerprint; see `tiling.sources.fingerprint`.
 
     Raises:
         InputError: where the file is missing, damaged, not 3D, or its two forms disagree.
@@ -111,11 +116,13 @@ def open_volume(path: str, form: str | None = None) -> VolumeSource:
     _check_complete(path, header, int(np.prod(image.shape)) * dtype.itemsize)
     # The header of a loaded image forgets its scale; the array it reads through does not.
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
+    local = LocalFiles.of([path], check)
     return VolumeSource(
         path,
         Space(tuple(shape[::-1]), _affine(path, header, form), forms=_forms(header)),
         np.dtype("float32") if scaled else common_dtype(dtype),
-        fingerprint([path], form),
+        local.fingerprint(form),
+        local,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tiling.box import Box
 from tiling.errors import InputError
 from tiling.sources import MISSING, Part, Pixels, all_valid, common_dtype, mask_nonfinite, split
-from tiling.sources.fingerprint import fingerprint
+from tiling.sources.fingerprint import Check, LocalFiles
 from tiling.sources.volume import VolumeSource, open_volume
 from tiling.space import Space
 
@@ -49,26 +49,27 @@ class VolumesSource:
         return mask_nonfinite(values, all_valid(box.shape))
 
 
-def open_volumes(uri: str, form: str | None = None) -> VolumesSource:
+def open_volumes(uri: str, form: str | None = None, check: Check = "auto") -> VolumesSource:
     """NIfTI files joined by commas, `-` for one that is missing; at least one is there.
 
     Args:
         form: which of `sform` and `qform` to trust in all of them.
+        check: how much of the files is read for the fingerprint; see `tiling.sources.fingerprint`.
 
     Raises:
         InputError: where one cannot be opened, or they do not lie voxel on voxel.
     """
     files = split(uri)
-    volumes = tuple(open_volume(file, form) for file in files if file != MISSING)
+    volumes = tuple(open_volume(file, form, check) for file in files if file != MISSING)
     for volume in volumes[1:]:
         _check_same_grid(volumes[0], volume)
-    prints = {volume.uri: volume.fingerprint for volume in volumes}
+    local = LocalFiles.of([volume.uri for volume in volumes], check)
     return VolumesSource(
         uri,
         volumes,
         tuple(Part(file, int(file != MISSING)) for file in files),
         common_dtype(*(volume.dtype for volume in volumes)),
-        fingerprint([], [prints.get(file, MISSING) for file in files]),
+        local.fingerprint(form, [file != MISSING for file in files]),
     )
 
 
