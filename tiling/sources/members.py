@@ -93,10 +93,11 @@ class Members:
                 return True
         folder, file = os.path.split(name)
         if folder not in self._folders:
-            names = os.listdir(folder or ".")
-            self._folders[folder] = Counter(os.path.splitext(other)[0] for other in names)
-        stems = self._folders[folder]
-        return stems[os.path.splitext(file)[0]] > 1 or stems[file] > 0
+            # `a.tif.aux.xml` lies beside `a.tif`, `a.hdr` beside `a.img`.
+            self._folders[folder] = Counter(
+                other[: dot.start()] for other in os.listdir(folder or ".") for dot in re.finditer(r"\.", other)
+            )
+        return self._folders[folder][os.path.splitext(file)[0]] > 1
 
 
 def versions_of(names: list[str], options: dict[str, Any]) -> list[str]:
