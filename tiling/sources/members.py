@@ -64,8 +64,9 @@ class Members:
                 continue
             self._seen.add(name)
             if (file := local_file(name)) is not None:
-                if file not in self.local:
+                if file == name or file not in self._seen:
                     self.local.append(file)
+                self._seen.add(file)
             elif is_remote(name):
                 self.remote.append(name)
             if name != main and dataset.driver == "VRT" and depth < _DEPTH and self._is_composed(name):
