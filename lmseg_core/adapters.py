@@ -89,7 +89,10 @@ def adapt(model: "LMSegForSemanticSegmentation", adapter: Adapter) -> None:
     bridge = _bridge(model)
     if model.config.lm_adapter is not None:
         raise ModelError(f"the network already has the adapter {model.config.lm_adapter}; merge it or load it anew.")
+    had_prefix = bridge.prefix is not None
     inject(bridge, adapter)
+    if not had_prefix:
+        bridge.match_prefix()
     model.config.lm_adapter = asdict(adapter)
 
 

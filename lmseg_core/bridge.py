@@ -81,6 +81,11 @@ class Bridge(nn.Module):
         self.context_size = context_size
         self.blocks = nn.ModuleList(blocks)
         self.rotary = rotary  # of Llama and its relatives
+        # Gemma 3 has positions of their own for its local and its global blocks.
+        self.kinds: list[str | None] = [
+            getattr(getattr(block, "self_attn", None), "layer_type", None) if hasattr(rotary, "layer_types") else None
+            for block in blocks
+        ]
         self.leave = nn.Linear(hidden, width)
         self.gate = Gain(width, 0.0)
         # What allocates the ranks of AdaLoRA. In a tuple, because it holds the blocks as a module of its own.
@@ -88,13 +93,46 @@ class Bridge(nn.Module):
 
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         tokens: Tensor = features.flatten(2).transpose(1, 2)  # (B, w, *S) -> (B, N, w)
-        position = sincos_position(tokens.shape[-1], features.shape[2:], features.device)  # (N, w)
-        hidden = self.scale(self.enter(self.norm(tokens) + position.to(tokens.dtype)))  # (B, N, w) -> (B, N, h)
+        hidden = self._enter(tokens, features.shape[2:])
         beside = self._beside(len(hidden), context)
         hidden = self._through_blocks(torch.cat([*beside, hidden], dim=1))  # (B, P + T + N, h)
         hidden = hidden[:, -tokens.shape[1] :]  # (B, P + T + N, h) -> (B, N, h)
         tokens = tokens + self.gate(self.leave(hidden))  # (B, N, h) -> (B, N, w)
         return tokens.transpose(1, 2).reshape(features.shape)  # (B, N, w) -> (B, w, *S)
+
+    def train(self, mode: bool = True) -> "Bridge":
+        """Switch between training and prediction; blocks of which nothing is trained have no dropout in either."""
+        super().train(mode)
+        for block in self.blocks:
+            if mode and not any(weight.requires_grad for weight in block.parameters()):
+                for part in block.children():  # the block itself keeps its mode, which gradient checkpointing asks for
+                    part.train(False)
+        return self
+
+    @torch.no_grad()
+    def spread(self) -> float:
+        """Return the standard deviation of the tokens of a random image."""
+        noise = torch.randn(1, 16 * 16, self.enter.in_features, generator=torch.Generator().manual_seed(0))
+        return float(self._enter(noise.to(self.enter.weight), torch.Size((16, 16))).std())
+
+    @torch.no_grad()
+    def match(self, spread: float) -> None:
+        """Give the tokens of the image, of a context and of the prefix this standard deviation, in place."""
+        self.scale.weight.mul_(spread / self.spread())
+        if self.context is not None:  # its norm gives every channel a variance of 1
+            weight = cast(nn.Linear, self.context[1]).weight
+            weight.mul_(spread / weight.square().sum(1).mean().sqrt())
+        self.match_prefix()
+
+    @torch.no_grad()
+    def match_prefix(self) -> None:
+        """Give the learned tokens, where there are some, the standard deviation of the image's, in place."""
+        if self.prefix is not None:
+            self.prefix.weight.mul_(self.spread() / self.prefix.weight.square().mean().sqrt())
+
+    def _enter(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        position = sincos_position(tokens.shape[-1], shape, tokens.device)  # (N, w)
+        return cast(Tensor, self.scale(self.enter(self.norm(tokens) + position.to(tokens.dtype))))  # -> (B, N, h)
 
     def _beside(self, batch: int, context: Tensor | None) -> list[Tensor]:
         beside = [self.prefix(batch)] if self.prefix is not None else []
@@ -111,12 +149,14 @@ class Bridge(nn.Module):
         count = hidden.shape[1]
         # A mask of zeros lets every token see every other; with no mask at all, causal blocks apply their
         # own.
-        told: dict[str, Any] = {"attention_mask": hidden.new_zeros(1, 1, 1, count)}
+        options: dict[str, Any] = {"attention_mask": hidden.new_zeros(1, 1, 1, count)}
+        turns: dict[str | None, Any] = {}
         if self.rotary is not None:
             order = torch.arange(count, device=hidden.device)[None]  # (1, N)
-            told |= {"position_ids": order, "position_embeddings": self.rotary(hidden, order)}
-        for block in self.blocks:
-            out = block(hidden, **told)
+            options["position_ids"] = order
+            turns = {kind: self.rotary(hidden, order, *filter(None, [kind])) for kind in dict.fromkeys(self.kinds)}
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
+            out = block(hidden, **options, **({"position_embeddings": turns[kind]} if turns else {}))
             hidden = out[0] if isinstance(out, tuple) else out  # older transformers return a tuple
         return hidden
 

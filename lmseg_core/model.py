@@ -25,7 +25,7 @@ from lmseg_core.decoder import DECODERS
 from lmseg_core.errors import ModelError
 from lmseg_core.fusion import fill_missing, make_encoder
 from lmseg_core.head import TAU, TextHead
-from lmseg_core.language import language_blocks, load_blocks
+from lmseg_core.language import language_blocks, load_language
 from lmseg_core.loss import reduce_labels, segmentation_loss
 from lmseg_core.processor import LMSegImageProcessor
 from lmseg_core.text import check_names
@@ -103,8 +103,7 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         changes = {"bridge": "language", "lm_config": lm_config, "lm_blocks": blocks}
         model = cls(LMSegConfig(**{**config.to_dict(), **changes}))
         assert model.bridge is not None
-        if pretrained:
-            load_blocks(list(model.bridge.blocks), name_or_path, blocks)
+        load_language(model.bridge, name_or_path, blocks, pretrained)
         return model
 
     @classmethod

@@ -11,7 +11,7 @@ from lmseg_core import bundled
 from lmseg_core.adapters import Adapter, adapt
 from lmseg_core.config import LMSegConfig
 from lmseg_core.errors import ModelError, first_line
-from lmseg_core.language import load_blocks
+from lmseg_core.language import load_language
 from lmseg_core.model import LMSegForSemanticSegmentation
 from lmseg_core.text import TextEncoder
 from lmseg_core.training.settings import LanguageSettings, ModelSettings, Settings
@@ -121,9 +121,8 @@ def _language_fields(told: ModelSettings, language: LanguageSettings) -> dict[st
 
 
 def _load_language(network: LMSegForSemanticSegmentation, language: LanguageSettings) -> None:
-    if language.pretrained:
-        assert network.bridge is not None
-        load_blocks(list(network.bridge.blocks), language.name, language.blocks)
+    assert network.bridge is not None
+    load_language(network.bridge, language.name, language.blocks, language.pretrained)
 
 
 def _name_classes(network: LMSegForSemanticSegmentation, told: ModelSettings, texts: TextEncoder) -> None:

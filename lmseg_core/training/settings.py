@@ -44,7 +44,7 @@ class ClassSettings(_Settings):
 class LanguageSettings(_Settings):
     """The language model at the bottleneck."""
 
-    name: str = Field(description="Folder or hub name of a BERT, GPT-2, Llama, Qwen or SmolLM.")
+    name: str = Field(description="Folder or hub name of a BERT, GPT-2, Llama, Qwen, SmolLM or Gemma 3.")
     blocks: int | list[int] = Field(2, description="How many of its last blocks, or which.")
     pretrained: bool = Field(True, description="False keeps its shape and forgets its weights.")
     tune: Literal["frozen", "lora", "adalora", "dora", "prefix", "adapter", "full"] = "lora"

@@ -19,6 +19,13 @@ BERT = {
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 50}
 LLAMA = {**BERT, "model_type": "llama"}
 QWEN2 = {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2}
+GEMMA3 = {
+    **QWEN2,
+    "model_type": "gemma3_text",
+    "head_dim": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 4,
+}
 
 
 def _make_network(ndim: int = 2, lm: dict | None = None, **changes: object) -> LMSegForSemanticSegmentation:
@@ -47,7 +54,7 @@ def make_network() -> Callable[..., LMSegForSemanticSegmentation]:
 @pytest.fixture(scope="session")
 def language_models() -> dict[str, dict]:
     """Return a tiny configuration of each supported family."""
-    return {"bert": BERT, "gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2}
+    return {"bert": BERT, "gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2, "gemma3": GEMMA3}
 
 
 @pytest.fixture(scope="session")

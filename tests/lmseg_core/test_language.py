@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from lmseg_core import LMSegForSemanticSegmentation, ModelError
+from lmseg_core import Adapter, LMSegForSemanticSegmentation, ModelError
+from lmseg_core.adapters import adapt
 from lmseg_core.bridge import Bridge, MLPBlock, sincos_position
 from lmseg_core.language import language_blocks
 
 Maker = Callable[..., LMSegForSemanticSegmentation]
-FAMILIES = ["bert", "gpt2", "llama", "qwen2"]
+FAMILIES = ["bert", "gpt2", "llama", "qwen2", "gemma3"]
 
 
 def make_bridge(lm_config: dict, which: int | list[int] = 2, **changes: int) -> Bridge:
@@ -176,3 +177,71 @@ def test_minilm_from_its_package(make_network: Maker) -> None:
     network = LMSegForSemanticSegmentation.with_language_model(make_network().config, str(folder), 2).eval()
     assert network.bridge.blocks[0].attention.self.query.weight.shape == (384, 384)
     assert network(torch.randn(1, 2, 16, 16)).logits.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("lm", FAMILIES)
+def test_blocks_get_tokens_of_the_scale_that_they_know(
+    lm: str, pretrained: bool, tmp_path: Path, make_network: Maker, language_models: dict
+) -> None:
+    torch.manual_seed(3)
+    model = AutoModel.from_config(AutoConfig.for_model(**language_models[lm])).eval()
+    with torch.no_grad():  # as training would leave it: of a scale of its own
+        model.get_input_embeddings().weight.mul_(7)
+        if lm == "bert":
+            model.embeddings.LayerNorm.weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    words = torch.randint(50, (8, 24))
+    if not pretrained:
+        model = AutoModel.from_config(AutoConfig.for_model(**language_models[lm])).eval()
+    with torch.no_grad():
+        known = model(input_ids=words, output_hidden_states=True).hidden_states[0].std(-1).median()
+    config = make_network(lm_prefix=3, lm=language_models[lm], context_size=5).config
+    network = LMSegForSemanticSegmentation.with_language_model(config, str(tmp_path), [0, 2], pretrained)
+    entered: list[torch.Tensor] = []
+    hook = network.bridge.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].detach()))
+    network.eval()(torch.randn(2, 2, 64, 64), context=torch.randn(1, 40, 5))
+    hook.remove()
+    prefix, context, image = torch.split(entered[0], [3, 40, 16 * 16], dim=1)
+    for tokens in (prefix, context, image):
+        assert float(tokens.std()) == pytest.approx(float(known), rel=0.25)
+    network.save_pretrained(tmp_path / "network")
+    again = LMSegForSemanticSegmentation.from_pretrained(tmp_path / "network")
+    assert torch.equal(again.bridge.scale.weight, network.bridge.scale.weight)
+
+
+def test_tokens_have_the_scale_that_enters_the_first_block_used(
+    tmp_path: Path, make_network: Maker, language_models: dict
+) -> None:
+    model = AutoModel.from_config(AutoConfig.for_model(**language_models["gpt2"])).eval()
+    with torch.no_grad():
+        model.h[0].mlp.c_proj.bias.normal_(std=9)  # the stream grows with depth, as in real ones
+    model.save_pretrained(tmp_path)
+    network = LMSegForSemanticSegmentation.with_language_model(make_network().config, str(tmp_path), 2)
+    assert network.bridge.spread() == pytest.approx(9, rel=0.3)
+
+
+@pytest.mark.parametrize("method", ["frozen", "prefix", "lora", "full"])
+@pytest.mark.parametrize("lm", ["bert", "gpt2"])
+def test_frozen_blocks_have_no_dropout_in_training(
+    lm: str, method: str, make_network: Maker, language_models: dict
+) -> None:
+    network = make_network(lm=language_models[lm])  # whose blocks drop a tenth
+    adapt(network, Adapter(method, rank=2))
+    bridge = network.bridge.train()
+    torch.nn.init.ones_(bridge.gate.weight)
+    features = torch.randn(1, 16, 4, 4)
+    assert torch.equal(bridge(features), bridge(features)) == (method in ("frozen", "prefix"))
+    assert all(block.training for block in bridge.blocks)  # gradient checkpointing asks the block itself
+    assert not any(part.training for part in bridge.eval().modules())
+
+
+def test_blocks_that_cannot_be_called_alone_are_refused_in_one_line(
+    tmp_path: Path, make_network: Maker, language_models: dict
+) -> None:
+    """Olmo 3 has blocks named as Llama's and asks for more than they do."""
+    lm = {**language_models["llama"], "model_type": "olmo3"}
+    AutoConfig.for_model(**lm).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"blocks that cannot be used alone .*; use a BERT") as caught:
+        LMSegForSemanticSegmentation.with_language_model(make_network().config, str(tmp_path), 2, pretrained=False)
+    assert "\n" not in str(caught.value)
