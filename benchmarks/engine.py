@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from engine_rows import CHANNELS, CLASSES, ROWS, TILE
 
+from tiling.heap import ENVIRONMENT
+
 RESULTS = Path(__file__).with_suffix(".json")
 PRESETS = ("tiny", "small", "base")
 
@@ -101,8 +103,8 @@ def main() -> None:
             for _ in range(told.runs):
                 for row in told.rows:
                     command = [sys.executable, __file__, "--one", row, name, str(ndim)]
-                    # One heap for all threads, as in the command.
-                    heap = {"MALLOC_ARENA_MAX": "1"} if row == "lmseg" else {}
+                    # As the command sets it for itself.
+                    heap = ENVIRONMENT if row == "lmseg" else {}
                     done = subprocess.run(command, env=os.environ | heap, stdout=subprocess.PIPE, text=True, check=True)
                     runs[row].append(json.loads(done.stdout.splitlines()[-1]))
             found = entry(told, ndim, runs)

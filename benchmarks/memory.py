@@ -32,6 +32,7 @@ import tiling
 from flows import stages
 from flows.parameters import RegionParameters, VolumeParameters
 from tiling.budget import choose_block
+from tiling.heap import ENVIRONMENT
 
 RASTERS = (6_000, 24_000, 48_000)
 VOLUMES = ((256, 256, 256), (1024, 512, 512))
@@ -118,10 +119,10 @@ def measure(source: Path, out: Path) -> dict[str, Any]:
     """Peak resident memory of one segmentation, from the operating system's record of its process."""
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    # One heap for all threads, as in the command.
+    # As the command sets it for itself.
     process = subprocess.Popen(
         [sys.executable, __file__, "--segment", str(source), "--folder", str(out)],
-        env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+        env=os.environ | ENVIRONMENT,
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:

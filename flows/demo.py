@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import tiling
-from flows.console import print_summary
-from flows.parameters import RegionParameters, VolumeParameters
+from flows.console import print_summary, segment_with_progress
+from flows.parameters import Parameters, RegionParameters, VolumeParameters
 from tiling import Box, Store
+from tiling.extras import missing
 
 SAMPLES = Path(__file__).parent / "samples"
 SCENE = SAMPLES / "sentinel2_accomack.tif"
@@ -25,27 +27,52 @@ TEMPLATE_LITRES, ADULT_LITRES = 1.89, 1.5
 
 
 def run_demo(output: Path) -> None:
-    """Runs both flows on the bundled samples, with each bundled model, and prints what was found and written."""
-    # Without a server of its own Prefect starts one for the moment, which a busy machine is slow to do.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    from flows.segment import segment_region, segment_volume
+    """Segment the bundled samples with each bundled model, and print what was found and written.
 
+    Runs the Prefect flows where Prefect is installed, else the stages that they are made of. Without the extra for
+    volumes the brain is left out.
+    """
     print("Segmenting a Sentinel-2 scene, an aerial picture and the MNI152 brain: a minute on two cores", flush=True)
     scene = RegionParameters(sources=[str(SCENE)], output=output, model="land-cover-tiny")
     picture = RegionParameters(sources=[str(PICTURE)], output=output, model="aerial-tiny")
     brain = VolumeParameters(sources=[str(BRAIN)], output=output, model="hippocampus-tiny", box=HIPPOCAMPI)
-    summaries = [*segment_region(scene), *segment_region(picture), *segment_volume(brain)]
+    volumes = () if missing("volumes") else (brain,)
+    segment = _by_stages if missing("prefect") else _by_flows
+    summaries = segment(scene, picture, *volumes)
     for summary in summaries:
         print_summary(summary)
     print(
         "\naerial-tiny learned from towns in the desert: in Yellowstone it finds trees and open ground,\n"
         "  and takes some shade for buildings"
     )
-    print(_sides(tiling.open_store(summaries[-1]["store"])))
+    if volumes:
+        print(_sides(tiling.open_store(summaries[-1]["store"])))
+    else:
+        print(
+            f"\nThe brain was left out: volumes need {' and '.join(missing('volumes'))}; pip install 'lmseg[volumes]'"
+        )
     previews = [file for summary in summaries for file in summary["files"] if file.endswith(".png")]
     print("\nLook at", " and ".join(previews))
+
+
+def _by_stages(*runs: Parameters) -> list[dict[str, Any]]:
+    return [report.summary() for parameters in runs for report in segment_with_progress(parameters)]
+
+
+def _by_flows(*runs: Parameters) -> list[dict[str, Any]]:
+    # Without a server of its own Prefect starts one for the moment, which a busy machine is slow to do.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    from flows.segment import segment_region, segment_volume
+
+    return [
+        summary
+        for parameters in runs
+        for summary in (
+            segment_volume(parameters) if isinstance(parameters, VolumeParameters) else segment_region(parameters)
+        )
+    ]
 
 
 def _sides(store: Store) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from tiling import Part, Source, Space, Store
 from tiling.address import Address
 from tiling.ownership import Owner
 
+_VERSIONS = ("lmseg", "torch", "rasterio", "nibabel", "zarr")
 _A, _F = 6378137.0, 1 / 298.257223563  # WGS 84
 
 
@@ -124,7 +126,7 @@ class Report:
             "device": {k: round(v, 4) for k, v in self.device().items()},
             "warnings": list(self.warnings),
             "parameters": self.parameters,
-            "versions": {name: version(name) for name in ("lmseg", "torch", "rasterio", "nibabel", "zarr")},
+            "versions": {name: version(name) for name in _VERSIONS if find_spec(name) is not None},
         }
 
     def markdown(self) -> str:

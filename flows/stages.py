@@ -24,7 +24,8 @@ from tiling import Area, BlockReport, Box, Grid, InputError, OutputError, Predic
 from tiling.address import Address, address_of
 from tiling.budget import check_room, choose_block
 from tiling.damage import mend
-from tiling.formats.nifti import check_length
+from tiling.extras import require
+from tiling.heap import ENVIRONMENT
 from tiling.lease import lease
 from tiling.ownership import Owner
 from tiling.place import place_of
@@ -76,6 +77,8 @@ def prepare(parameters: Parameters) -> list[Run]:
         ConnectionError: where object storage does not answer.
     """
     _check_distinct(parameters.sources)
+    if parameters.cluster is not None or parameters.workers > 1:
+        require("cluster", "--workers and --cluster")
     # All of them before the first store is made: a bad last source must not cost hours, or leave the first one's.
     fits = [_fit(source, parameters) for source in parameters.sources]
     for fit in fits:
@@ -160,6 +163,8 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
     image = open_image(source, parameters)
     area = area_of(image, parameters)
     if image.space.ndim == 3:
+        from tiling.formats.nifti import check_length
+
         check_length(area.box.shape, source)
     predict = bind_model(image, area, parameters)
     outputs = tuple(n for n in ("probability", "uncertainty") if getattr(parameters, n))
@@ -289,8 +294,7 @@ def workers(parameters: Parameters) -> Iterator[Executor]:
             dashboard_address="127.0.0.1:0",
             # Dask's own limit counts what GDAL and torch keep for reuse as leaks; the plan keeps to --memory.
             memory_limit=0,
-            # One heap, as tiling.heap has it: in a worker threads begin before anything of ours.
-            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"},
+            env=ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -1,6 +1,6 @@
-"""Geometry, reading, stitching, storing and exporting of images larger than memory. Knows nothing of networks.
+"""Part of lmseg: geometry, reading, stitching, storing and exporting of images larger than memory.
 
-Names load where they are first used: looking at an image's header needs no Zarr.
+Knows nothing of networks. Names load where they are first used: looking at an image's header needs no Zarr.
 """
 
 from importlib import import_module

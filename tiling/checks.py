@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import rasterio
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
@@ -19,11 +17,11 @@ from tiling.address import Address, address_of
 from tiling.box import Box
 from tiling.damage import damaged
 from tiling.errors import InputError
+from tiling.extras import require
 from tiling.lease import holder
 from tiling.place import place_of
 from tiling.sources import Source
 from tiling.sources.raster import GDAL_ENV
-from tiling.sources.volume import millimetres
 from tiling.store import Store
 
 _SIDE = {2: 512, 3: 64}
@@ -91,7 +89,7 @@ def difference(store: Store, file: Path) -> str | None:
         return _raster_problem(store, file) if store.space.ndim == 2 else _volume_problem(store, file)
     except ConnectionError:
         raise
-    except (RasterioError, OSError, EOFError, zlib.error, ImageFileError) as error:
+    except (RasterioError, OSError, EOFError, zlib.error) as error:
         return f"cannot be read: {error}"
     except InputError as error:  # the store's own
         return f"cannot be compared: {error}"
@@ -113,8 +111,17 @@ def _raster_problem(store: Store, file: Path) -> str | None:
 
 
 def _volume_problem(store: Store, file: Path) -> str | None:
+    require("volumes", "NIfTI volumes")
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    from tiling.sources.volume import millimetres
+
     space = store.out_space
-    image: Any = nibabel.load(file)
+    try:
+        image: Any = nibabel.load(file)
+    except ImageFileError as error:
+        return f"cannot be read: {error}"
     if image.shape != space.shape[::-1]:
         return f"has shape {image.shape}, not {space.shape[::-1]}"
     # Where two forms of the source disagree both are copied, and one of them was chosen.

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from distributed import Nanny, Scheduler, SpecCluster
 
+from tiling.heap import ENVIRONMENT
+
 
 def visible_gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
@@ -34,7 +36,7 @@ if __name__ == "__main__":
                 # A task reads and writes in threads of its own.
                 "nthreads": 1,
                 "memory_limit": told.memory,
-                "env": {"CUDA_VISIBLE_DEVICES": name, "MALLOC_ARENA_MAX": "1"},  # one heap for all threads
+                "env": ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": name},
             },
         }
         for name in gpus

@@ -6,6 +6,8 @@ from contextlib import suppress
 
 from distributed import LocalCluster
 
+from tiling.heap import ENVIRONMENT
+
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--workers", type=int, default=2, help="processes")
@@ -23,7 +25,7 @@ if __name__ == "__main__":
             # A task reads and writes in threads of its own.
             threads_per_worker=1,
             memory_limit=told.memory,
-            env={"MALLOC_ARENA_MAX": "1"},  # one heap for all threads
+            env=ENVIRONMENT,
         ) as cluster,
     ):
         print(cluster.scheduler_address, flush=True)

@@ -9,6 +9,8 @@ from contextlib import suppress
 
 from dask_jobqueue import SLURMCluster
 
+from tiling.heap import ENVIRONMENT
+
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--jobs", type=int, default=4, help="jobs, one process each")
@@ -26,7 +28,7 @@ if __name__ == "__main__":
             memory="16GiB",
             walltime=told.time,
             interface=told.interface,
-            job_script_prologue=["export MALLOC_ARENA_MAX=1"],  # one heap for all threads
+            job_script_prologue=[f"export {name}={value}" for name, value in ENVIRONMENT.items()],
             job_extra_directives=["--gres=gpu:1"] if told.gpu else [],
         ) as cluster,
     ):

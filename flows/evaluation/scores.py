@@ -18,6 +18,7 @@ from flows.evaluation.reliability import Calibration, calibrate
 from flows.paths import AbsolutePath
 from lmseg_core.surface import UNKNOWN
 from tiling import ClassTable, InputError
+from tiling.extras import require
 
 
 class EvaluationParameters(BaseModel):
@@ -76,6 +77,7 @@ def evaluate(parameters: EvaluationParameters, on_piece: Callable[[float], None]
     Raises:
         InputError: where cases do not match, lie on different grids, or hold no labels of one list.
     """
+    require("evaluate", "scores")
     cases = pair(parameters.prediction, parameters.truth)
     measures = [measure_of(case.truth, parameters.tolerance) for case in cases]
     named = _named(cases)

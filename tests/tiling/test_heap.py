@@ -49,12 +49,29 @@ libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
 libc.fflush(None)
 """
 
+# A run by the library, in a process that is somebody else's.
+SEGMENT = """
+from tests.tiling.predictors import Identity
+from tests.tiling.runs import image_of, run
+from tiling import Grid
+run(image_of((64, 64)), Grid.regular((64, 64), tile=32, overlap=0.25, block=64), Identity(2, (32, 32)), ".")
+"""
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is asked for it")
-@pytest.mark.parametrize(("keep", "one"), [("keep_pages()", True), ("", False)])
-def test_threads_share_a_heap_from_the_beginning(keep, one):
+@pytest.mark.parametrize(
+    ("keep", "one"),
+    [("keep_pages()", True), ("", False), ("import tiling.heap; tiling.heap.give_back()", False), (SEGMENT, False)],
+)
+def test_threads_share_a_heap_only_where_the_process_asks_for_it(keep, one, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", HEAPS.format(keep=keep)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", HEAPS.format(keep=keep)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout.count("<heap nr=") == 1) is one

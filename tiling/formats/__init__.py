@@ -5,6 +5,7 @@ from __future__ import annotations
 from tiling.address import Address, address_of
 from tiling.checks import difference
 from tiling.errors import InputError, OutputError
+from tiling.extras import require
 from tiling.ownership import Owner
 from tiling.store import Store
 
@@ -37,6 +38,7 @@ def export(store: Store, out: str | Address, name: str = "labels", *, overwrite:
 
         write = write_cog
     elif not raster and out.name.lower().endswith((".nii", ".nii.gz")):
+        require("volumes", "NIfTI volumes")
         from tiling.formats.nifti import write_nifti
 
         write = write_nifti

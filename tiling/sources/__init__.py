@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tiling.box import Box
 from tiling.errors import InputError
+from tiling.extras import require
 from tiling.sources.fingerprint import Check
 from tiling.space import Space
 
@@ -96,6 +97,7 @@ def open(
     if not present(name):
         raise InputError(f"{name!r} names no file; give at least one")
     if is_volume(name):
+        require("volumes", "NIfTI volumes")
         from tiling.sources.volume import open_volume
         from tiling.sources.volumes import open_volumes
 
