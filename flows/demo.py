@@ -66,13 +66,14 @@ def _by_flows(*runs: Parameters) -> list[dict[str, Any]]:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows.segment import segment_region, segment_volume
 
-    return [
-        summary
-        for parameters in runs
-        for summary in (
-            segment_volume(parameters) if isinstance(parameters, VolumeParameters) else segment_region(parameters)
-        )
-    ]
+    summaries: list[Any] = []
+    for parameters in runs:
+        # A flow that fails raises here: what it returns is its summaries.
+        if isinstance(parameters, VolumeParameters):
+            summaries += segment_volume(parameters)
+        else:
+            summaries += segment_region(parameters)
+    return summaries
 
 
 def _sides(store: Store) -> str:
