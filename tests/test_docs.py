@@ -5,7 +5,9 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import rasterio
@@ -17,7 +19,7 @@ import flows.overlap
 from flows.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 # What continuous integration runs itself, in a fresh environment.
 INSTALLS = {
     "pip install -e . -c constraints.txt && lmseg demo",
@@ -60,11 +62,24 @@ def desk(tmp_path: Path, scene: Path, brain: Path, monkeypatch: pytest.MonkeyPat
         '{"type": "Polygon", "coordinates": '
         "[[[-75.64, 37.67], [-75.60, 37.67], [-75.60, 37.70], [-75.64, 37.70], [-75.64, 37.67]]]}"
     )
+    _cohort(brain, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def _cohort(brain: Path, folder: Path) -> None:
+    """Write two crops around the hippocampi of a brain, and labels of as many experts."""
+    image: Any = nibabel.load(brain)
+    (folder / "cohort").mkdir()
+    (folder / "experts").mkdir()
+    for number, x in enumerate((60, 105), 1):
+        crop = image.slicer[x : x + 40, 90:140, 40:75]
+        nibabel.save(crop, folder / "cohort" / f"case-{number:02}.nii.gz")
+        labels = (np.asarray(crop.dataobj) > 128).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(labels, crop.affine), folder / "experts" / f"case-{number:02}.nii.gz")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_block_runs(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A plan of seams looks at as many places for each overlap that it tries.
     monkeypatch.setattr(flows.overlap, "PLACES", 12)
