@@ -26,7 +26,8 @@ def write_card(path: Path, settings: Settings, report: Mapping[str, Any]) -> Non
     rows = [_row(entry.value, entry.name, figures[f"iou_{entry.value}"]) for entry in config.classes]
     language = settings.model.language_model
     tile = " x ".join(map(str, config.tile))
-    statistics = "the training data" if settings.data.normalise == "fixed" else "the whole image"
+    own = "the training data" if settings.model.start is None else f"{Path(settings.model.start).name}, its start"
+    statistics = {None: own, "fixed": "the training data", "image": "the whole image"}[settings.data.normalise]
     windows = settings.optimise.batch * settings.optimise.accumulate
     bridge = f"{language.blocks} blocks of {Path(language.name).name}, {language.tune}" if language else "none"
     bands = "1 band" if config.in_channels == 1 else f"{config.in_channels} bands"

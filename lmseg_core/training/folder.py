@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmseg_core.errors import ModelError
-from lmseg_core.training.settings import Settings
+from lmseg_core.training.settings import NUMERICS, Settings
 
 SETTINGS, REPORT, SEARCH = "settings.json", "report.json", "search"
 # All that a training writes. What else lies in the folder is the user's.
@@ -23,6 +23,11 @@ def earlier(settings: Settings) -> dict[str, Any] | None:
     if kept is None:
         _check_empty(output)
         return None
+    if kept.get("numerics") != NUMERICS:
+        raise ModelError(
+            f"{output} holds a training of another version of lmseg, which computes other weights; pass --fresh, or "
+            "another output."
+        )
     if kept["digest"] != settings.digest:
         changed = ", ".join(sorted(_differences(kept["settings"], mine)))
         raise ModelError(f"{output} holds a training with another {changed}; pass --fresh, or another output.")
@@ -47,7 +52,8 @@ def begin(settings: Settings, fresh: bool) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_json(output / SETTINGS, {"digest": settings.digest, "settings": settings.model_dump(mode="json")})
+        mine = {"digest": settings.digest, "numerics": NUMERICS, "settings": settings.model_dump(mode="json")}
+        write_json(output / SETTINGS, mine)
     except OSError as error:
         raise ModelError(f"{output} cannot be written ({error.strerror}); give another folder as output.") from None
 

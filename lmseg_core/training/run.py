@@ -1,6 +1,5 @@
 """One training, from examples to a model folder; the same call again goes on where it stopped."""
 
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -29,6 +27,7 @@ from lmseg_core.training.card import write_card
 from lmseg_core.training.console import Console, quietly
 from lmseg_core.training.folder import REPORT, begin, earlier, write_json
 from lmseg_core.training.network import build, count
+from lmseg_core.training.normalisation import choose_processor, normalised
 from lmseg_core.training.optimiser import optimiser, schedule
 from lmseg_core.training.pictures import draw_curves, draw_validation
 from lmseg_core.training.settings import Settings
@@ -107,7 +106,8 @@ def _train(
     network = given or build(settings, _sources(settings, training))
     _check(settings, training)
     training, validation = (_fitted(settings, network, examples) for examples in (training, validation))
-    training, validation = (_normalised(settings, examples, training) for examples in (training, validation))
+    processor = choose_processor(settings, training)
+    training, validation = (normalised(processor, examples) for examples in (training, validation))
     names = [entry.name for entry in network.config.classes]
     counted = census.take(training, len(names), names)
     counted.check(names)
@@ -116,7 +116,6 @@ def _train(
     half = settings.data.cache // 2
     random_windows = RandomWindows(cached(training, half), counted, settings, length)
     grid_windows = GridWindows(cached(validation, half), network.config.tile)
-    processor = _processor(settings, training)
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[network.config.ndim]
     if settings.optimise.checkpointing:
         network.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
@@ -179,24 +178,6 @@ def measure(network: LMSegForSemanticSegmentation, windows: GridWindows, batch: 
     return scores.result()
 
 
-def _normalised(settings: Settings, examples: Sequence[Example], reference: Sequence[Example]) -> list[Example]:
-    """Give every example the statistics of the reference examples together, unless each keeps its own."""
-    if settings.data.normalise == "image":
-        return list(examples)
-    mean, std = _pooled(reference)
-    return [replace(example, mean=mean, std=std) for example in examples]
-
-
-def _pooled(examples: Sequence[Example]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a band of all pixels of all examples."""
-    share = np.array([math.prod(example.labels.shape) for example in examples], float)
-    share /= share.sum()
-    means, stds = (np.array([getattr(example, name) for example in examples]) for name in ("mean", "std"))
-    mean = share @ means
-    std = np.sqrt(share @ (stds**2 + (means - mean) ** 2))
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
 def _sources(settings: Settings, training: Sequence[Example]) -> tuple[int, ...]:
     """Return the bands of each source, none where they do not add up, which is told of the image later."""
     sources = training[0].sources
@@ -243,13 +224,6 @@ def _check_validation(settings: Settings, counted: census.Census, names: Sequenc
             f"the validation labels hold nothing but {names[0]}, which watch.metric foreground_dice leaves out; add "
             "labels that have more, or choose another metric."
         )
-
-
-def _processor(settings: Settings, training: Sequence[Example]) -> LMSegImageProcessor:
-    if settings.data.normalise == "image":
-        return LMSegImageProcessor(mode="image")
-    mean, std = training[0].mean, training[0].std
-    return LMSegImageProcessor(mode="fixed", image_mean=mean, image_std=std)
 
 
 def _processes() -> int:

@@ -1,7 +1,4 @@
-"""What a training is told: one YAML file, checked before anything is read.
-
-Every field has a default that trains something sensible; `docs/finetuning.md` explains them by example.
-"""
+"""What a training is told: one YAML file, checked before anything is read; explained in `docs/finetuning.md`."""
 
 import difflib
 import hashlib
@@ -21,6 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Band = Annotated[int, Field(ge=1)]
 Part = Literal["encoder", "bridge", "decoder", "head"]
+NUMERICS = 2  # part of every digest: raise it when a change of the training gives the same settings other weights
 
 
 class _Settings(BaseModel):
@@ -123,7 +121,9 @@ class DataSettings(_Settings):
     validation: list[Pairs] = Field(min_length=1)
     values: dict[int, int] | None = Field(None, description="Label value in the files: class; 0, 1, 2 ... if empty.")
     ignore: list[int] = Field([], description="Label values to leave out, besides nodata and 255.")
-    normalise: Literal["fixed", "image"] = Field("fixed", description="Statistics of all training data, or an image's.")
+    normalise: Literal["fixed", "image"] | None = Field(
+        None, description="Statistics of all training data, or an image's; those of `start`, or fixed, if empty."
+    )
     window: list[Pixels] = Field([256, 256], min_length=2, max_length=3, description="Pixels an axis, as in an array.")
     balance: Share = Field(0.5, description="Share of windows that are centred on a class drawn evenly.")
     cache: int = Field(2 * 2**30, ge=0, description="Bytes of images that are kept in memory.")
@@ -251,7 +251,7 @@ class Settings(_Settings):
             exclude_defaults=True,
             exclude={"output": True, "search": True, "card": True, "data": {"root", "cache", "workers"}},
         )
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{NUMERICS} {json.dumps(told, sort_keys=True)}".encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":

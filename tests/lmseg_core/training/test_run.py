@@ -172,6 +172,46 @@ def test_other_classes_start_with_a_new_head(make_settings: Make, make_examples:
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
 
 
+@pytest.mark.parametrize("mode", ["fixed", "image"])
+def test_a_start_keeps_its_normalisation_unless_the_settings_say_another(
+    mode: str, make_settings: Make, make_examples: Examples
+) -> None:
+    data = make_examples(1, 1), make_examples(1, 2)
+    first = train(make_settings({"data.normalise": mode}), *data)
+    other = [replace(example, mean=(5.0, 6.0), std=(2.0, 3.0)) for example in data[0]]
+    means = []
+    for wanted in (None, "fixed", "image"):
+        changes = {"model.start": first.folder, "data.normalise": wanted, "output": f"{first.folder}-{wanted}"}
+        second = train(make_settings(changes | {"optimise.steps": 1}), other, data[1])
+        means.append(json.loads((Path(second.folder) / "preprocessor_config.json").read_text()).get("image_mean"))
+    assert means == [[0.0, 0.0] if mode == "fixed" else None, [5.0, 6.0], None]
+
+
+def test_a_start_whose_normalisation_cannot_be_read_is_one_line(make_settings: Make, make_examples: Examples) -> None:
+    first = train(make_settings({"optimise.steps": 1}), make_examples(1, 1), make_examples(1, 2))
+    (Path(first.folder) / "preprocessor_config.json").write_text("{")
+    changes = {"model.start": first.folder, "output": f"{first.folder}-2"}
+    with pytest.raises(ModelError, match=r"set data\.normalise to fixed or image") as caught:
+        train(make_settings(changes), make_examples(1, 1), make_examples(1, 2))
+    assert "\n" not in str(caught.value)
+    assert not Path(changes["output"]).exists()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_training_of_older_rules_is_not_resumed(finished: bool, make_settings: Make, make_examples: Examples) -> None:
+    data, settings = (make_examples(1, 1), make_examples(1, 2)), make_settings()
+    train(settings, *data)
+    if not finished:
+        (settings.output / "report.json").unlink()
+    file = settings.output / "settings.json"
+    kept = json.loads(file.read_text())
+    del kept["numerics"]  # as versions before it wrote
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ModelError, match=r"another version of lmseg.*--fresh"):
+        train(settings, *data)
+    train(settings, *data, fresh=True)
+
+
 def test_training_stops_early_where_nothing_improves(make_settings: Make, make_examples: Examples) -> None:
     changes = {"watch.patience": 1, "optimise.rate": 1e-12, "optimise.steps": 40, "optimise.ema": 0.0}
     report = train(make_settings(changes), make_examples(1, 1), make_examples(1, 2))
