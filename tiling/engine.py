@@ -92,8 +92,8 @@ def run_blocks(
                 raise InterruptedError("the run has ended")
 
         def seen(report: BlockReport) -> None:
-            if report.batch < predict.batch:
-                _say_batch(source.uri, predict.batch, report.batch)
+            if report.batch < report.asked:
+                _say_batch(source.uri, report.asked, report.batch)
             if on_block is not None:
                 on_block(report)
 

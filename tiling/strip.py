@@ -43,7 +43,8 @@ class BlockReport:
         skipped: tiles that were not, because nothing in them is wanted.
         nonfinite: pixels masked because they were NaN or infinite.
         seconds: spent in each of `STEPS`.
-        batch: tiles in one call of the network; fewer than the model asks for where the device had no memory for them.
+        batch: tiles in one call of the network.
+        asked: tiles that the model asks for there; more than `batch` where the device had no memory for them.
     """
 
     block: int
@@ -52,6 +53,7 @@ class BlockReport:
     nonfinite: int
     seconds: dict[str, float]
     batch: int
+    asked: int
 
 
 class StripReport(NamedTuple):
@@ -289,4 +291,4 @@ def _write(predict: Predict, store: Store, block: _Answered) -> BlockReport:
             f"{store.path} cannot take block {block.number}: {error.strerror or error}; free some space and run again"
         ) from error
     batch = fitting_batch(predict, store.grid.tile)
-    return BlockReport(block.number, block.tiles, block.skipped, block.nonfinite, block.seconds, batch)
+    return BlockReport(block.number, block.tiles, block.skipped, block.nonfinite, block.seconds, batch, predict.batch)

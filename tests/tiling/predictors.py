@@ -38,6 +38,14 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Sparing(Identity):
+    """Asks for one tile at a time in a worker, as a model does where a process has fewer threads."""
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.channels, self.tile, 1, self.digest)
+
+
+@dataclass(frozen=True)
 class Mixing(Identity):
     """Scores that differ in every pixel of a tile and look at all of it, so that no tile agrees with its neighbour."""
 

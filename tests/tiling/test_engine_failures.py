@@ -11,7 +11,7 @@ import pytest
 
 import tiling
 from tests.tiling.files import write_tiff
-from tests.tiling.predictors import Cropping, Identity, Mixing, Raising, Small, Spoiling, Unplaced
+from tests.tiling.predictors import Cropping, Identity, Mixing, Raising, Small, Sparing, Spoiling, Unplaced
 from tests.tiling.refusals import refused
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
 from tiling import ArraySource, BlockError, Grid
@@ -116,6 +116,17 @@ def test_a_batch_that_is_too_large_is_halved_and_said_once(tmp_path, caplog, err
     assert {r.batch for r in reports} == {2}
     said = [r.getMessage() for r in caplog.records if r.name.startswith("tiling")]
     assert said == [f"{source.uri}: no device memory for 8 tiles at a time; going on with 2"]
+
+
+def test_workers_that_ask_for_fewer_tiles_have_not_run_out_of_memory(tmp_path, caplog, workers):
+    source, grid = ArraySource(image_of((60, 50)).values, uri=str(tmp_path)), Grid.regular((60, 50), 16, 0.4, 30)
+    predict = Sparing(2, grid.tile, 2, digest=uuid4().hex)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, predict)
+    reports = []
+    with caplog.at_level(logging.WARNING, "tiling"):
+        tiling.segment(source, predict, store, executor=workers, on_block=reports.append)
+    assert {(r.asked, r.batch) for r in reports} == {(1, 1)}
+    assert "device memory" not in caplog.text
 
 
 def test_a_device_without_room_for_one_tile_fails_with_the_fix(tmp_path):
