@@ -219,14 +219,19 @@ def verify(
     import tiling
     from flows.exports import exports_of
     from flows.stages import reopen
+    from tiling.errors import DamageError
 
-    store = tiling.open_store(run)
     certificate = None
-    if seams or places is not None:
-        from flows.seams import certify, check_count
+    try:
+        store = tiling.open_store(run)
+        if seams or places is not None:
+            from flows.seams import certify, check_count
 
-        certificate = certify(run, store, check_count(places), overwrite)
-    checks = tiling.verify(store, reopen(store), exports_of(run))
+            certificate = certify(run, store, check_count(places), overwrite)
+    except DamageError as error:
+        checks = [tiling.Check("store", False, str(error))]
+    else:
+        checks = tiling.verify(store, reopen(store), exports_of(run))
     if certificate is not None:
         checks.append(certificate.check)
     if as_json:

@@ -165,6 +165,12 @@ class Bucket(Place):
         self._upload(file, target)
         return True
 
+    def check_plain(self) -> None:
+        """Objects are plain."""
+
+    def clear(self) -> None:
+        self.delete()
+
     def is_empty(self) -> bool:
         if Bucket(self._path / ROOT).exists():
             return False

@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 
 from tiling.address import Address, address_of
 from tiling.box import Box
-from tiling.damage import damaged
+from tiling.damage import damaged, described
 from tiling.errors import InputError
 from tiling.extras import require
 from tiling.lease import holder
@@ -26,7 +26,6 @@ from tiling.store import Store
 
 _SIDE = {2: 512, 3: 64}
 _PLACES = 16
-_NAMED = 5  # damaged blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,8 @@ def _complete(store: Store) -> Check:
 
 def _intact(store: Store) -> Check:
     found = list(damaged(store))
-    names = "; ".join(map(str, found[:_NAMED])) + (f" and {len(found) - _NAMED} more" if found[_NAMED:] else "")
     good = "every block that is done equals its checksums"
-    return Check("intact", not found, f"{names}; run lmseg segment again to compute it anew" if found else good)
+    return Check("intact", not found, described(found) if found else good)
 
 
 def _geometry(store: Store, source: Source | None) -> Check:

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Input that cannot be used: one line with the file, the value and the fix."""
 
 
+class DamageError(InputError):
+    """A store that is no longer what was written; says where, and how to get a whole one."""
+
+
 class OutputError(RuntimeError):
     """A result that is not what was computed; says what differs."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from tiling.classes import ClassTable
 from tiling.grid import Grid
@@ -15,6 +16,8 @@ from tiling.space import Space
 
 CHUNK = {2: 512, 3: 64}
 _SHARD = 4  # chunks a side, in 3D: GDAL before 3.13 cannot open sharded rasters
+# With zstd's own checksum, which every reader compares as it decodes. GDAL would not open arrays with a crc32c codec.
+_COMPRESSOR = ZstdCodec(level=0, checksum=True)
 
 
 def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs: tuple[str, ...]) -> None:
@@ -37,6 +40,7 @@ def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs
         chunks=chunk,
         shards=shard,
         fill_value=table.nodata,
+        compressors=_COMPRESSOR,
         dimension_names=names,
     )
     if "probability" in outputs:
@@ -47,6 +51,7 @@ def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs
             chunks=(1, *chunk),
             shards=None if shard is None else (1, *shard),
             fill_value=255,
+            compressors=_COMPRESSOR,
             dimension_names=("class", *names),
         )
     if "uncertainty" in outputs:
@@ -57,6 +62,7 @@ def make_arrays(path: Path, space: Space, grid: Grid, table: ClassTable, outputs
             chunks=chunk,
             shards=shard,
             fill_value=255,
+            compressors=_COMPRESSOR,
             dimension_names=names,
         )
     # A file a row, which holds its bytes and nothing else.
@@ -76,7 +82,7 @@ def _write_gdal_georeference(group: zarr.Group, space: Space) -> None:
     if b == 0 and d == 0:
         for name, origin, step, n in (("x", c, a, space.shape[1]), ("y", f, e, space.shape[0])):
             centres = origin + step * (np.arange(n) + 0.5)
-            group.create_array(name, data=centres, chunks=(n,), dimension_names=(name,))
+            group.create_array(name, data=centres, chunks=(n,), compressors=_COMPRESSOR, dimension_names=(name,))
 
 
 def _chunk(grid: Grid) -> tuple[int, ...]:

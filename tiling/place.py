@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import zarr
 
 from tiling.address import Address
-from tiling.errors import InputError
+from tiling.errors import DamageError, InputError
 
 ROOT = "zarr.json"  # of a store; where it is missing, there is none
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without hard links
@@ -106,6 +106,19 @@ class Place(ABC):
         """
 
     # --- a store ---
+
+    @abstractmethod
+    def check_plain(self) -> None:
+        """Refuses a store with anything but folders and plain files, for what is behind a link is somebody else's.
+
+        Raises:
+            DamageError: with the first link, pipe or device.
+            InputError: where a folder cannot be listed.
+        """
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Deletes a file of a store, or whatever has taken its place."""
 
     @abstractmethod
     def is_empty(self) -> bool:
@@ -223,23 +236,58 @@ class Folder(Place):
         file.replace(target)
         return True
 
+    def check_plain(self) -> None:
+        folders = [os.fspath(self._path)] if self._path.is_dir() else []
+        try:
+            while folders:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                        elif not entry.is_file(follow_symlinks=False):
+                            raise DamageError(
+                                f"{self._path} is damaged: {os.path.relpath(entry.path, self._path)} is a link or no "
+                                "plain file; run lmseg segment with --fresh to make it anew"
+                            )
+        except OSError as error:
+            raise _unreadable(error.filename or self._path, error) from error
+
+    def clear(self) -> None:
+        try:
+            self._path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            next(parent for parent in self._path.parents if parent.is_file()).unlink()
+        except (IsADirectoryError, PermissionError):  # as systems differ
+            if not self._path.is_dir():
+                raise
+            shutil.rmtree(self._path)
+
     def is_empty(self) -> bool:
         return not self._path.exists() or (self._path.is_dir() and not any(self._path.iterdir()))
 
     def make(self, fill: Callable[[Path], None]) -> None:
         # Under another name: a run that is killed meanwhile leaves no store that is half there.
-        part = self._path.with_name(f".{self._path.name}.part")
+        part = self._part
         shutil.rmtree(part, ignore_errors=True)
         try:
             fill(part)
-            part.replace(self._path)
+            part.replace(os.path.realpath(self._path))
         except OSError:
             shutil.rmtree(part, ignore_errors=True)
             raise
 
     def remove(self) -> None:
         if self._path.exists():
-            shutil.rmtree(self._path)
+            # All at once for those who read it: labels must not be gone while the ledger still has them.
+            part = self._part
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(Path(os.path.realpath(self._path)).replace(part))
+
+    @property
+    def _part(self) -> Path:
+        """Where a store is half there: beside it, and beside what it is a link to."""
+        real = Path(os.path.realpath(self._path))
+        return real.with_name(f".{real.name}.part")
 
     def array(self, name: str, version: str) -> zarr.Array[Any]:
         return _opened(self._path / name, version)
@@ -270,10 +318,30 @@ def place_of(address: Address) -> Place:
 
 
 def read_all(files: Iterable[Address]) -> Iterator[bytes | None]:
-    """What files hold, in their order; None for those that are not there."""
-    places = [place_of(file) for file in files]
-    if all(isinstance(place, Folder) for place in places):
-        yield from (place.read() for place in places)
+    """What files of a store hold, in their order; None for those that are not there.
+
+    Raises:
+        InputError: where one is there and cannot be read.
+    """
+    places = [(file, place_of(file)) for file in files]
+    if all(isinstance(place, Folder) for _, place in places):
+        yield from (_content(*place) for place in places)
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from pool.map(lambda place: place.read(), places)
+        yield from pool.map(lambda place: _content(*place), places)
+
+
+def _content(file: Address, place: Place) -> bytes | None:
+    try:
+        return place.read()
+    except (IsADirectoryError, NotADirectoryError):  # what Zarr takes for a missing chunk
+        return None
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Address | str, error: OSError) -> InputError:
+    why = f"{file} cannot be read: {error.strerror}"
+    return InputError(f"{why}; see to its permissions and its disk, or run lmseg segment with --fresh")

@@ -18,16 +18,17 @@ def row_type(classes: int, maps: int) -> np.dtype[np.void]:
     """The fields of a row, packed and little-endian.
 
     `digest` (32 bytes): of everything the block's answer depends on. `counts` (K + 3): pixels of each class, without an
-    answer, and not finite; tiles predicted. `files` (maps): CRC-32 of the files that hold the block in each map. `own`:
-    CRC-32 of the fields before it. `seconds` (7): spent in each of `STEPS`; all else is the same in every run.
+    answer, and not finite; tiles predicted. `files` (maps): CRC-32 of the files that hold the block in each map.
+    `seconds` (7): spent in each of `STEPS`. `own`: CRC-32 of the fields before it. All but the last two are the same in
+    every run.
     """
     return np.dtype(
         [
             ("digest", "u1", 32),
             ("counts", "<i8", (classes + 3,)),
             ("files", "<u4", (maps,)),
-            ("own", "<u4"),
             ("seconds", "<f8", (len(STEPS),)),
+            ("own", "<u4"),
         ]
     )
 

@@ -25,11 +25,12 @@ from tiling.answer import Answer
 from tiling.area import Area
 from tiling.box import Box
 from tiling.classes import ClassTable
+from tiling.description import LAYOUT, is_ours, raw_attributes, read_attributes, seal
 from tiling.errors import InputError
 from tiling.grid import Axis, Grid
 from tiling.layout import make_arrays
 from tiling.lease import lease
-from tiling.place import ROOT, place_of, read_all
+from tiling.place import place_of, read_all
 from tiling.predict import Predict
 from tiling.record import STEPS, make_row, read_rows, row_type
 from tiling.sources import Source
@@ -38,8 +39,6 @@ from tiling.space import Space
 
 # Goes up when the same input, model and settings would give another answer.
 ENGINE = 3
-# Goes up when stores lie otherwise.
-LAYOUT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +77,18 @@ class Store:
         """What the answer of a block depends on, as 32 bytes."""
         return hashlib.sha256(f"{self.identity} {block}".encode()).digest()
 
+    def is_there(self) -> bool:
+        """Return whether the store on disk is still this run's."""
+        attributes = raw_attributes(address_of(self.path))
+        return attributes is not None and _identity(attributes) == self.identity
+
     def check(self) -> None:
         """Looks whether the store on disk is still this one: a worker may outlive its run, and meet the next one's.
 
         Raises:
             InputError: where it is not.
         """
-        attributes = _attributes(address_of(self.path))
-        if attributes is None or _identity(attributes) != self.identity:
+        if not self.is_there():
             raise InputError(f"{self.path} was deleted or replaced while this run was writing it; run again")
 
     def write(self, number: int, answer: Answer) -> None:
@@ -114,14 +117,14 @@ class Store:
         row = make_row(self._row, digest, counts, self.checksums(number), seconds)
         self.array("record")[number] = np.frombuffer(row, np.uint8)
 
-    def checksums(self, number: int) -> list[int]:
-        """(maps): CRC-32 of the files that hold a block in each map.
+    def checksums(self, number: int, names: Sequence[str] | None = None) -> list[int]:
+        """(names): CRC-32 of the files that hold a block in some maps, in all by default.
 
         Files and not values: a tenth of the bytes, and nothing to decode. A file that is not there counts as empty,
         for Zarr leaves out chunks that hold only the fill value.
         """
         sums = []
-        for name in self.maps:
+        for name in self.maps if names is None else names:
             crc = 0
             for content in read_all(self.files(name, number)):
                 content = content or b""
@@ -146,7 +149,7 @@ class Store:
         for number in numbers:
             # Zarr reads a chunk before it writes part of it, and cannot read a damaged one.
             for file in (self._row_file(number), *(file for name in self.maps for file in self.files(name, number))):
-                place_of(file).delete()
+                place_of(file).clear()
 
     def rows(self, numbers: Sequence[int] | None = None) -> NDArray[np.void]:
         """What is kept of some blocks, all by default, as `row_type` has it; zeros where there is nothing."""
@@ -235,11 +238,10 @@ def _create(
     made_from = {name: word if name == "source" else _digest(word) for name, word in words.items()}
     place = place_of(path)
     if not place.is_empty():
-        attributes = _attributes(path)
-        if attributes is None:
+        if not is_ours(path):
             raise InputError(f"{path} exists and is no store of a run; move it or choose another output folder")
-        _check_layout(path, attributes)
-        before = attributes["made_from"]
+        store = open_store(path)
+        before = json.loads(store.identity)
         other = [name for name, word in words.items() if not _agrees(name, before.get(name, ""), word)]
         if other == ["source"] and undecided(before["source"], source.fingerprint):
             raise InputError(
@@ -251,7 +253,7 @@ def _create(
                 f"{path} was made with another {' and '.join(other)}; "
                 "pass --fresh to replace it, or choose another output folder"
             )
-        return open_store(path)
+        return store
     table = ClassTable.of(predict.classes)
 
     def fill(part: Path) -> None:
@@ -266,6 +268,7 @@ def _create(
             "outputs": list(outputs),
             "made_from": made_from,
         }
+        seal(part)
 
     try:
         place.make(fill)
@@ -282,15 +285,14 @@ def open_store(path: str | Address) -> Store:
     """The store of an earlier run.
 
     Raises:
-        InputError: where there is none.
+        DamageError: where what it says of itself is not what was written.
+        InputError: where there is none, or one of another version.
         ConnectionError: where object storage does not answer.
     """
-    attributes = _attributes(address_of(path))
-    if attributes is None:
-        raise InputError(f"{path} is no store of a run; give the .zarr folder that lmseg segment wrote")
-    _check_layout(path, attributes)
+    path = address_of(path)
+    attributes = read_attributes(path)
     return Store(
-        str(address_of(path)),
+        str(path),
         attributes["uri"],
         Space.from_json(attributes["space"]),
         Area.from_json(attributes["area"]),
@@ -312,7 +314,7 @@ def remove(path: str | Address) -> None:
         return
     place = place_of(path)
     with lease(path):
-        if _attributes(path) is None and not place.is_empty():
+        if not is_ours(path) and not place.is_empty():
             raise InputError(f"{path} is no store of a run and is left alone; move it or choose another output folder")
         place.remove()
 
@@ -325,25 +327,5 @@ def _digest(word: Any) -> str:
     return hashlib.sha256(json.dumps(word).encode()).hexdigest()
 
 
-def _check_layout(path: Address | str, attributes: dict[str, Any]) -> None:
-    if attributes.get("layout") != LAYOUT:
-        raise InputError(
-            f"{path} was written by another version of lmseg; segment the image again with --fresh, or use that version"
-        )
-
-
 def _identity(attributes: dict[str, Any]) -> str:
-    return json.dumps(attributes["made_from"], sort_keys=True)
-
-
-def _attributes(path: Address) -> dict[str, Any] | None:
-    try:
-        content = place_of(path / ROOT).read()
-    except ConnectionError:
-        raise
-    except OSError:
-        return None
-    try:
-        return json.loads(content or b"")["attributes"]["lmseg"]  # type: ignore[no-any-return]  # JSON
-    except (KeyError, TypeError, ValueError):
-        return None
+    return json.dumps(attributes.get("made_from"), sort_keys=True)

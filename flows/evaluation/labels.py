@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 import tiling
 from lmseg_core.surface import UNKNOWN
 from tiling import Box, Class, ClassTable, InputError, Source, Space, Store
+from tiling.damage import check_finished, unchanged
 
 
 @dataclass(frozen=True)
@@ -22,26 +24,26 @@ class LabelMap:
     Attributes:
         name: as the user gave it.
         classes: what its values mean, where it says so.
+        ledger: of a store, when it was opened and found whole.
     """
 
     name: str
     source: Source | Store
     classes: ClassTable | None
+    ledger: bytes | None = None
 
     @classmethod
     def open(cls, name: str) -> LabelMap:
         """Opens it by its header.
 
         Raises:
-            InputError: where it cannot be read, has several bands, or is a run that is not finished.
+            InputError: where it cannot be read, has several bands, or is a run that is not finished or damaged.
         """
         if is_store(name):
             store = tiling.open_store(name)
-            if pending := len(store.pending()):
-                raise InputError(
-                    f"{name} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again"
-                )
-            return cls(name, store, store.classes)
+            # Probabilities calibrate it.
+            ledger = check_finished(store, [n for n in store.maps if n != "uncertainty"])
+            return cls(name, store, store.classes, ledger)
         source = tiling.open(name)
         if source.channels != 1:
             raise InputError(f"{name} has several bands; give a label map with one")
@@ -50,6 +52,12 @@ class LabelMap:
     @property
     def space(self) -> Space:
         return self.source.out_space if isinstance(self.source, Store) else self.source.space
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Read it in the block; OutputError where it is a run that was written meanwhile."""
+        if isinstance(self.source, Store) and self.ledger is not None:
+            return unchanged(self.source, self.ledger)
+        return nullcontext()
 
     def read(self, box: Box, ignore: int | None = None) -> NDArray[np.uint8]:
         """The labels of a box; 255 where there are none or they are `ignore`.

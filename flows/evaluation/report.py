@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.evaluation.charts import by_truth, confusion_chart, reliability_chart
 from flows.evaluation.places import chosen, draw
 from flows.evaluation.reliability import pooled
-from flows.evaluation.scores import Evaluation, EvaluationParameters
+from flows.evaluation.scores import Evaluation, EvaluationParameters, unchanged
 from flows.evaluation.tables import Sheet, notes, sheets
 from tiling import InputError
 from tiling.place import Content
@@ -62,6 +62,7 @@ def write_report(evaluation: Evaluation, parameters: EvaluationParameters) -> Pa
 
     Raises:
         InputError: where the folder holds something else or cannot be written; nothing is left then.
+        OutputError: where a run was written while it was drawn.
     """
     folder = parameters.report
     assert folder is not None
@@ -69,7 +70,8 @@ def write_report(evaluation: Evaluation, parameters: EvaluationParameters) -> Pa
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _write(evaluation, part, parameters.ignore)
+            with unchanged([scored.case for scored in evaluation.cases]):
+                _write(evaluation, part, parameters.ignore)
             digests = {file.name: _digest(file) for file in sorted(part.iterdir())}
             (part / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
             part.chmod(0o755)  # a temporary folder is its owner's alone

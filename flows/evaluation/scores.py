@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +76,26 @@ def evaluate(parameters: EvaluationParameters, on_piece: Callable[[float], None]
         on_piece: is told the share of all pixels that were counted with each piece.
 
     Raises:
-        InputError: where cases do not match, lie on different grids, or hold no labels of one list.
+        InputError: where cases do not match, lie on different grids, are damaged, or hold no labels of one list.
+        OutputError: where one is a run that was written meanwhile.
     """
     require("evaluate", "scores")
     cases = pair(parameters.prediction, parameters.truth)
+    with unchanged(cases):
+        return _evaluate(cases, parameters, on_piece)
+
+
+@contextmanager
+def unchanged(cases: Sequence[Case]) -> Iterator[None]:
+    """Read cases in the block; OutputError where one of them is a run that was written meanwhile."""
+    with ExitStack() as stack:
+        for case in cases:
+            stack.enter_context(case.prediction.unchanged())
+            stack.enter_context(case.truth.unchanged())
+        yield
+
+
+def _evaluate(cases: list[Case], parameters: EvaluationParameters, on_piece: Callable[[float], None]) -> Evaluation:
     measures = [measure_of(case.truth, parameters.tolerance) for case in cases]
     named = _named(cases)
     counted: list[CaseScores] = []

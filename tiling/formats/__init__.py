@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiling.address import Address, address_of
 from tiling.checks import difference
+from tiling.damage import check_finished, unchanged
 from tiling.errors import InputError, OutputError
 from tiling.extras import require
 from tiling.ownership import Owner
@@ -24,14 +25,14 @@ def export(store: Store, out: str | Address, name: str = "labels", *, overwrite:
     Raises:
         InputError: where the ending, the array or the size does not fit, a file may not be replaced, or there is no
             room.
-        OutputError: where what was written is not what the store holds.
+        DamageError: where a block is no longer what was written.
+        OutputError: where what was written is not what the store holds, or that changed meanwhile.
         ConnectionError: where object storage does not answer.
     """
     out = address_of(out)
     if name != "labels" and name not in store.outputs:
         raise InputError(f"{store.path} holds no {name}; run lmseg segment with --{name}")
-    if (pending := len(store.pending())) > 0:
-        raise InputError(f"{store.path} still lacks {pending} of {store.grid.n_blocks} blocks; run lmseg segment again")
+    ledger = check_finished(store, [name])
     raster = store.space.ndim == 2
     if raster and out.name.lower().endswith((".tif", ".tiff")):
         from tiling.formats.cog import write_cog
@@ -47,7 +48,7 @@ def export(store: Store, out: str | Address, name: str = "labels", *, overwrite:
         raise InputError(f"{out} has an ending that {store.path} cannot be written to; use {endings}")
     owner = Owner(address_of(store.path), (store.uri,), overwrite)
     owner.check(file_names(out, name))
-    with owner.publish(out) as folder:
+    with owner.publish(out) as folder, unchanged(store, ledger):
         staged = write(store, folder / out.name, name)
         if name == "labels" and (problem := difference(store, staged[0])) is not None:
             raise OutputError(f"{out} was written wrongly: it {problem}; nothing is left of it")
