@@ -39,9 +39,10 @@ def read_attributes(path: Address) -> dict[str, Any]:
         InputError: where there is no store of a run, or one of another version; where a file cannot be read.
         ConnectionError: where object storage does not respond.
     """
-    place_of(path).check_plain()
+    place = place_of(path)
+    place.check_plain()
     sums = _read(path / SUMS)
-    if sums is None:
+    if sums is None or place.is_empty():  # or half made, or half removed
         attributes = raw_attributes(path)
         if attributes is None:
             raise InputError(f"{path} is no store of a run; give the .zarr folder that lmseg segment wrote")

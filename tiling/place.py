@@ -149,7 +149,11 @@ class Folder(Place):
 
     def read(self) -> bytes | None:
         try:
-            return self._path.read_bytes()
+            # A pipe would be waited for, and a device has no end.
+            with open(self._path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NONBLOCK)) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no plain file")
+                return stream.read()
         except FileNotFoundError:
             return None
 

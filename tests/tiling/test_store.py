@@ -232,10 +232,10 @@ def test_a_folder_that_cannot_be_made_is_refused_and_nothing_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"attributes": {}}', '{"attributes": {"lmseg": null}}'])
-def test_a_damaged_store_is_no_store(tmp_path, content):
+def test_a_damaged_root_is_refused(tmp_path, content):
     tiling.create(tmp_path / "a.zarr", source_of(), GRID, PREDICT)
     (tmp_path / "a.zarr" / "zarr.json").write_text(content)
-    with refused("a.zarr", "no store of a run"):
+    with refused("a.zarr", "is damaged: zarr.json is not what was written", "--fresh"):
         tiling.open_store(tmp_path / "a.zarr")
 
 
