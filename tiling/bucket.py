@@ -168,6 +168,9 @@ class Bucket(Place):
     def check_plain(self) -> None:
         """Objects are plain."""
 
+    def is_blocked(self) -> bool:
+        return False
+
     def clear(self) -> None:
         self.delete()
 

@@ -38,6 +38,7 @@ def mend(store: Store) -> list[Damage]:
     """Makes damaged blocks pending, so that the run computes them again, and says which. Needs the store's lease."""
     found = list(damaged(store))
     store.forget(damage.block for damage in found)
+    store.forget([number for number in store.pending() if store.is_blocked(number)])
     return found
 
 

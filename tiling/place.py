@@ -117,6 +117,10 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def is_blocked(self) -> bool:
+        """Whether a file of a store cannot be made: a folder has its name, or a file that of a folder above it."""
+
+    @abstractmethod
     def clear(self) -> None:
         """Deletes a file of a store, or whatever has taken its place."""
 
@@ -255,6 +259,14 @@ class Folder(Place):
                             )
         except OSError as error:
             raise _unreadable(error.filename or self._path, error) from error
+
+    def is_blocked(self) -> bool:
+        try:
+            return stat.S_ISDIR(os.lstat(self._path).st_mode)
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
 
     def clear(self) -> None:
         try:

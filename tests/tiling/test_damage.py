@@ -1,17 +1,20 @@
 """Stores that lose or change some of their bytes."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 import tiling
 from tests.tiling.predictors import Mixing
 from tests.tiling.refusals import refused
 from tests.tiling.runs import EVERYTHING, image_of, maps, run, same
-from tiling import ArraySource, Box, Grid
-from tiling.damage import Damage, damaged
+from tiling import ArraySource, Box, Grid, InputError, OutputError
+from tiling.damage import Damage, check_finished, damaged, unchanged
+from tiling.store import remove
 
 GRIDS = {2: Grid.regular((90, 70), 16, 0.4, (30, 40)), 3: Grid.regular((20, 18, 22), 8, 0.25, (10, 9, 22))}
 BLOCK = {2: 3, 3: 2}  # the last of its row: its chunks reach over the image's edge
@@ -117,3 +120,75 @@ def test_reading_what_is_damaged_is_one_line(finished, tmp_path):
     harm(next(store.files("labels", 0)), "truncated")
     with refused(store.path, "labels", "run lmseg segment again"):
         store.read(Box.whole((90, 70)))
+
+
+# --- stores that are written while they are read ---
+
+
+def replaced(store, source, predict) -> None:
+    remove(store.path)
+
+
+def replaced_by_a_new_one(store, source, predict) -> None:
+    remove(store.path)
+    tiling.create(store.path, source, store.grid, predict, outputs=EVERYTHING)
+
+
+def replaced_by_an_equal_one(store, source, predict) -> None:
+    replaced_by_a_new_one(store, source, predict)
+    tiling.segment(source, predict, tiling.open_store(store.path))
+
+
+def computed_again(store, source, predict) -> None:
+    store.forget([1])
+    tiling.segment(source, predict, store)
+
+
+CHANGES = [replaced, replaced_by_a_new_one, replaced_by_an_equal_one, computed_again]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_store_that_is_written_while_it_is_read_is_given_up(finished, tmp_path, ndim, change):
+    source, predict, whole = finished[ndim]
+    shutil.copytree(whole.path, tmp_path / "a.zarr")
+    store = tiling.open_store(tmp_path / "a.zarr")
+    ledger = check_finished(store, store.maps)
+    with unchanged(store, ledger):
+        maps(store)
+
+    def read_meanwhile() -> None:
+        with unchanged(store, ledger):
+            change(store, source, predict)
+            maps(store)
+
+    with pytest.raises(OutputError, match=r"a\.zarr was written or replaced while it was read"):
+        read_meanwhile()
+
+
+def test_an_export_beside_fresh_runs_is_whole_or_nothing(tmp_path):
+    """Runs replace a store again and again, while it is exported again and again."""
+    source, predict = image_of((256, 256)), Mixing(2, (16, 16))
+    grid = Grid.regular((256, 256), 16, 0.25, 64)
+    good = maps(run(source, grid, predict, tmp_path))["labels"]
+    ended, path, out = threading.Event(), tmp_path / "run.zarr", tmp_path / "a.tif"
+
+    def replace() -> None:
+        for _ in range(4):
+            remove(path)
+            run(source, grid, predict, tmp_path)
+        ended.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not ended.is_set():
+        try:
+            tiling.export(tiling.open_store(path), out)
+        except (InputError, OutputError):
+            assert not out.exists()
+        else:
+            with rasterio.open(out) as image:
+                assert np.array_equal(image.read(1), good)
+            out.unlink()
+    writer.join()
+    tiling.export(tiling.open_store(path), out)
