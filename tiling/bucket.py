@@ -165,9 +165,6 @@ class Bucket(Place):
         self._upload(file, target)
         return True
 
-    def check_plain(self) -> None:
-        """Objects are plain."""
-
     def is_blocked(self) -> bool:
         return False
 

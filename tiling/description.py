@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from tiling.address import Address
 from tiling.classes import ClassTable
 from tiling.errors import DamageError, InputError
 from tiling.grid import Axis, Grid
-from tiling.place import ROOT, place_of, read_all
+from tiling.place import ROOT, place_of, read_all, unreadable
 
 # Goes up when stores lie otherwise.
 LAYOUT = 4
@@ -39,10 +40,10 @@ def read_attributes(path: Address) -> dict[str, Any]:
         InputError: where there is no store of a run, or one of another version; where a file cannot be read.
         ConnectionError: where object storage does not respond.
     """
-    place = place_of(path)
-    place.check_plain()
+    if isinstance(path, Path) and path.is_dir():
+        _check_plain(path)
     sums = _read(path / SUMS)
-    if sums is None or place.is_empty():  # or half made, or half removed
+    if sums is None or place_of(path).is_empty():  # or half made, or half removed
         attributes = raw_attributes(path)
         if attributes is None:
             raise InputError(f"{path} is no store of a run; give the .zarr folder that lmseg segment wrote")
@@ -109,6 +110,26 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return attributes if isinstance(attributes, dict) else None
+
+
+def _check_plain(path: Path) -> None:
+    """Refuse a folder with anything but folders and plain files: what is behind a link is somebody else's.
+
+    Raises:
+        DamageError: with the first link, pipe or device.
+        InputError: where a folder cannot be listed.
+    """
+    folders = [os.fspath(path)]
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        raise _damage(path, f"{os.path.relpath(entry.path, path)} is a link or no plain file")
+    except OSError as error:
+        raise unreadable(error.filename or path, error) from error
 
 
 def _damage(path: Address, what: str) -> DamageError:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import zarr
 
 from tiling.address import Address
-from tiling.errors import DamageError, InputError
+from tiling.errors import InputError
 
 ROOT = "zarr.json"  # of a store; where it is missing, there is none
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without hard links
@@ -106,15 +106,6 @@ class Place(ABC):
         """
 
     # --- a store ---
-
-    @abstractmethod
-    def check_plain(self) -> None:
-        """Refuses a store with anything but folders and plain files, for what is behind a link is somebody else's.
-
-        Raises:
-            DamageError: with the first link, pipe or device.
-            InputError: where a folder cannot be listed.
-        """
 
     @abstractmethod
     def is_blocked(self) -> bool:
@@ -244,22 +235,6 @@ class Folder(Place):
         file.replace(target)
         return True
 
-    def check_plain(self) -> None:
-        folders = [os.fspath(self._path)] if self._path.is_dir() else []
-        try:
-            while folders:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        elif not entry.is_file(follow_symlinks=False):
-                            raise DamageError(
-                                f"{self._path} is damaged: {os.path.relpath(entry.path, self._path)} is a link or no "
-                                "plain file; run lmseg segment with --fresh to make it anew"
-                            )
-        except OSError as error:
-            raise _unreadable(error.filename or self._path, error) from error
-
     def is_blocked(self) -> bool:
         try:
             return stat.S_ISDIR(os.lstat(self._path).st_mode)
@@ -355,9 +330,10 @@ def _content(file: Address, place: Place) -> bytes | None:
     except ConnectionError:
         raise
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
-def _unreadable(file: Address | str, error: OSError) -> InputError:
+def unreadable(file: Address | str, error: OSError) -> InputError:
+    """Return what to say of a file of a store that is there and cannot be read."""
     why = f"{file} cannot be read: {error.strerror}"
     return InputError(f"{why}; see to its permissions and its disk, or run lmseg segment with --fresh")
