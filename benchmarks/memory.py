@@ -77,6 +77,7 @@ class Thresholds:
     n: int
     batch: int = 2
     digest: str = "thresholds"
+    logits: bool = False
 
     @property
     def tile(self) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ class Same:
     ndim: int = 2
     batch: int = 1
     digest: str = "same"
+    logits: bool = False
 
     @property
     def classes(self) -> list[tuple[int, str, str, None]]:

@@ -35,6 +35,9 @@ Memory = Annotated[str, typer.Option(help="Memory a process may take.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network first, by torch.compile.")]
+AnySpacing = Annotated[
+    bool, typer.Option("--any-spacing", help="Go on with pixels of a size the model was not tested with.")
+]
 BBox = Annotated[tuple[float, float, float, float] | None, typer.Option(metavar="W S E N", help="Part of a raster.")]
 BBoxCrs = Annotated[str | None, typer.Option(help="CRS of --bbox, such as EPSG:4326; the image's own by default.")]
 Area = Annotated[str | None, typer.Option(help="GeoJSON file with the polygons of a raster to segment.")]
@@ -118,6 +121,7 @@ def plan(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    any_spacing: AnySpacing = False,
     bands: Bands = None,
     bbox: BBox = None,
     bbox_crs: BBoxCrs = None,
@@ -164,6 +168,7 @@ def segment(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    any_spacing: AnySpacing = False,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Dask scheduler to use instead: tcp://host:8786.")] = None,
     bands: Bands = None,

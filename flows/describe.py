@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from lmseg_core import bundled
+from lmseg_core.description import NetworkFields, read_description
 from tiling.sources import Source
 from tiling.sources.raster import RasterSource
 
@@ -48,19 +48,30 @@ def describe_models() -> list[dict[str, Any]]:
     rows = []
     for name in bundled.names():
         folder = bundled.folder(name)
-        config = json.loads((folder / bundled.CONFIG).read_text(encoding="utf-8"))
+        network = read_description(folder).network
         rows.append(
             {
                 "name": name,
-                "for": "2D rasters" if config["ndim"] == 2 else "3D volumes",
-                "bands": ", ".join(config["bands"]),
-                "classes": ", ".join(config["id2label"].values()),
-                "tile": " x ".join(map(str, config["tile"])),
+                "for": "2D rasters" if network.ndim == 2 else "3D volumes",
+                "bands": ", ".join(network.bands or ()),
+                "classes": ", ".join(network.id2label.values()),
+                "tile": " x ".join(map(str, network.tile or ())),
+                "pixels": _pixels(network),
                 "size": f"{(folder / bundled.WEIGHTS).stat().st_size / 2**20:.1f} MiB",
                 "card": str(folder / "README.md"),
             }
         )
     return rows
+
+
+def _pixels(network: NetworkFields) -> str:
+    if network.tested_range is None:
+        return "unknown"
+    low, high = network.tested_range
+    if network.resolution is not None:
+        return f"{network.resolution:g} m (tested from {network.resolution * low:g} to {network.resolution * high:g} m)"
+    size = " x ".join(f"{side:g}" for side in reversed(network.spacing or ()))
+    return f"{size} mm (tested from {low:g} to {high:g} times that)"
 
 
 def _crs_name(wkt: str) -> str:

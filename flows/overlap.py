@@ -6,9 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flows.binding import bind_model
 from flows.parameters import Parameters
 from flows.seams import PLACES, ReceptiveField, columns, look, shown_share
-from flows.stages import area_of, bind_model, open_image, tile_of
+from flows.stages import area_of, open_image, tile_of
 from tiling import Area, Grid, InputError, Predict, SeamFigures, Source, sample_places, seam_figures
 from tiling.seams import tile_borders
 
@@ -98,7 +99,7 @@ def plan_overlap(source: str, parameters: Parameters, bound: float) -> SeamPlan:
     """
     image = open_image(source, parameters)
     area = area_of(image, parameters)
-    predict = bind_model(image, area, parameters)
+    predict = bind_model(image, area, parameters).predict
     tile = tile_of(image, predict, parameters)
 
     def grid_of(overlap: float) -> Grid:

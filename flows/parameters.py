@@ -79,6 +79,7 @@ class _Parameters(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Numbers the network computes in: bfloat16 where a GPU has it, else float32."
     )
+    any_spacing: bool = Field(False, description="Go on with pixels or voxels of a size the model was not tested with.")
     compile: bool = Field(False, description="Compile the network first, by torch.compile; takes a minute or more.")
     workers: int = Field(1, ge=1, description="Processes on this machine.")
     cluster: str | None = Field(None, description="Address of a Dask scheduler to use instead, tcp://host:8786.")

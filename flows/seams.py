@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from flows.binding import bind_model
 from flows.exports import REPORT, SEAMS, beside
 from flows.parameters import Parameters, RegionParameters, VolumeParameters
-from flows.stages import bind_model, open_image
+from flows.stages import open_image
 from tiling import (
     Area,
     Box,
@@ -146,7 +147,7 @@ def certify(run: str | Address, store: Store, count: int, overwrite: bool = Fals
     image = open_image(store.uri, parameters)
     if not store.is_made_from("source", image.fingerprint):
         raise InputError(f"{store.uri} has changed since {run} was made; put the old one back, or segment it again")
-    predict = bind_model(image, store.area, parameters)
+    predict = bind_model(image, store.area, parameters).predict
     if not store.is_made_from("model", predict.digest):
         raise InputError(
             f"{parameters.model} is not the model that made {run}: its digest is another; "

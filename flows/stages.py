@@ -14,9 +14,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tiling
+from flows.binding import bind_model
 from flows.exports import PREVIEW, REPORT, all_files_of, beside, export_all, files_of
 from flows.parameters import Parameters, VolumeParameters
 from flows.report import Report, write_run_json
@@ -29,13 +30,9 @@ from tiling.heap import ENVIRONMENT
 from tiling.lease import lease
 from tiling.ownership import Owner
 from tiling.place import place_of
-from tiling.predict import check_bands, check_kind, check_sources
 from tiling.sources import is_volume, present
 from tiling.sources.fingerprint import same
 from tiling.store import remove
-
-if TYPE_CHECKING:
-    from lmseg_core import Predictor
 
 _CLUSTER = 8
 
@@ -141,6 +138,7 @@ def foresee(source: str, parameters: Parameters) -> dict[str, Any]:
         **({"device memory": f"{figures.device / 2**20:.0f} MiB a process"} if figures.device else {}),
         "disk": f"{figures.disk / 2**20:.1f} MiB at most",
         "network time": f"{figures.seconds:.0f} s, {figures.tiles / max(figures.seconds, 1e-9):.1f} tiles/s",
+        **({"doubtful": "; ".join(fit.doubts)} if fit.doubts else {}),
     }
 
 
@@ -154,6 +152,7 @@ class _Fit:
     predict: Predict
     grid: Grid
     outputs: tuple[str, ...]
+    doubts: tuple[str, ...]
     seconds: float
 
 
@@ -166,11 +165,11 @@ def _fit(source: str, parameters: Parameters) -> _Fit:
         from tiling.formats.nifti import check_length
 
         check_length(area.box.shape, source)
-    predict = bind_model(image, area, parameters)
+    predict, doubts = bind_model(image, area, parameters)
     outputs = tuple(n for n in ("probability", "uncertainty") if getattr(parameters, n))
     tile = tile_of(image, predict, parameters)
     grid = choose_block(image, predict, tile, parameters.overlap, parameters.memory, area=area, outputs=outputs)
-    return _Fit(source, image, area, predict, grid, outputs, time.perf_counter() - start)
+    return _Fit(source, image, area, predict, grid, outputs, doubts, time.perf_counter() - start)
 
 
 def _begin(fit: _Fit, parameters: Parameters, made: list[Address]) -> Run:
@@ -189,6 +188,7 @@ def _begin(fit: _Fit, parameters: Parameters, made: list[Address]) -> Run:
     warnings = [f"{path}: {damage} and is computed again" for damage in mend(store)]
     if fit.image.space.ndim == 2 and not fit.image.space.crs:
         warnings.append(f"{fit.source} has no CRS; the results have none either")
+    warnings += fit.doubts
     if missing := [str(number) for number, part in enumerate(fit.image.parts, 1) if part.missing]:
         warnings.append(f"{fit.source} is segmented without the model's source {', '.join(missing)}")
     return Run(fit.source, stem(fit.source), fit.image, fit.predict, store, parameters, fit.seconds, tuple(warnings))
@@ -334,27 +334,6 @@ def area_of(image: Source, parameters: Parameters) -> Area:
     elif parameters.area is not None:
         return tiling.area_of_geojson(space, parameters.area)
     return Area(Box.whole(space.shape))
-
-
-def bind_model(image: Source, area: Area, parameters: Parameters) -> Predict:
-    """The model, bound to the sources that the image has, and to its statistics and voxel order where it needs them.
-
-    Raises:
-        ModelError: where the model cannot be loaded.
-        InputError: where it is for other images.
-    """
-    from lmseg_core import Predictor
-
-    model: Predictor = Predictor.from_pretrained(
-        parameters.model, device=parameters.device, precision=parameters.precision, compiled=parameters.compile
-    )
-    check_kind(model, image.space.ndim, image.uri)
-    if missing := check_sources(image.parts, model.sources, image.uri):
-        model = model.without(missing)
-    check_bands(model, image.channels, image.uri)
-    if model.needs_statistics:
-        model = model.with_statistics(*tiling.statistics(image, area.box))
-    return tiling.Oriented(model, image.space.affine) if image.space.ndim == 3 else model
 
 
 def tile_of(image: Source, predict: Predict, parameters: Parameters) -> tuple[int, ...]:

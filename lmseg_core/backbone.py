@@ -43,13 +43,20 @@ class BackboneEncoder(nn.Module):
         size = tuple(x.shape[2:])
         fine = self.stem(x)  # (B, C, H, W) -> [(B, w_0, H, W), (B, w_1, H/2, W/2)]
         # Whole patches, by interpolation: a patch cut off would shift all others.
-        fitted = resize(x, tuple(max(round(n / self.patch), 1) * self.patch for n in size))
+        fitted = resize(x, tuple(_nearest(n, self.patch) for n in size))
         maps = self.backbone(fitted).feature_maps
         coarse = [
             resize(project(values), tuple(n // 2**i for n in size))  # (B, c_i, ...) -> (B, w_i, H/2^i, W/2^i)
             for i, (project, values) in enumerate(zip(self.project, maps, strict=True), _FINE)
         ]
         return [*fine, *coarse]
+
+
+def _nearest(size: int, patch: int) -> int:
+    """Return the multiple of `patch` nearest to a size, at least one; without a float, for sizes may be free."""
+    if patch == 1:
+        return size
+    return max((2 * size + patch) // (2 * patch), 1) * patch
 
 
 def backbone_dict(name_or_path: str) -> dict[str, Any]:

@@ -109,6 +109,15 @@ class _Once:
 
 def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Interpolate (B, C, *S) linearly to (B, C, *size); the centres of the cells stay where they are."""
-    if x.shape[2:] == size:
+    if _is_same(tuple(x.shape[2:]), size):
         return x
     return nn.functional.interpolate(x, size, mode=LINEAR[x.ndim - 2], align_corners=False)
+
+
+def _is_same(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sizes are equal; while exporting, whether they are so for all sizes that are free."""
+    if not torch.compiler.is_exporting():
+        return size == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return all(statically_known_true(a == b) for a, b in zip(size, other, strict=True))

@@ -94,7 +94,7 @@ class Bridge(nn.Module):
     def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
         tokens: Tensor = features.flatten(2).transpose(1, 2)  # (B, w, *S) -> (B, N, w)
         hidden = self._enter(tokens, features.shape[2:])
-        beside = self._beside(len(hidden), context)
+        beside = self._beside(hidden.shape[0], context)  # len() would fix the batch of an export
         hidden = self._through_blocks(torch.cat([*beside, hidden], dim=1))  # (B, P + T + N, h)
         hidden = hidden[:, -tokens.shape[1] :]  # (B, P + T + N, h) -> (B, N, h)
         tokens = tokens + self.gate(self.leave(hidden))  # (B, N, h) -> (B, N, w)

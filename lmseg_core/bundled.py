@@ -1,16 +1,14 @@
 """Where models are: bundled with the package, in a folder, or on the Hugging Face hub."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 
+from lmseg_core.description import CONFIG, PROCESSOR, read_description
 from lmseg_core.errors import ModelError
 
 HOME = Path(__file__).parent / "models"
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -51,12 +49,11 @@ def _check(path: Path) -> None:
     for file, writer in ((CONFIG, "model"), (PROCESSOR, "processor")):
         if not (path / file).is_file():
             raise ModelError(f"{path} has no {file}; write it with {writer}.save_pretrained({path.name!r}).")
-    try:
-        kind = json.loads((path / CONFIG).read_text()).get("model_type")
-    except (ValueError, AttributeError):
-        raise ModelError(f"{path / CONFIG} is not a JSON object; write it with model.save_pretrained.") from None
-    if kind != "lmseg":
-        raise ModelError(f"{path / CONFIG} has model_type {kind!r}; lmseg reads models of type 'lmseg'.")
+    least, size = read_description(path).network.least_weights(), (path / WEIGHTS).stat().st_size
+    if least > size:  # building such a network would take the memory first, and find out then
+        raise ModelError(
+            f"{path / CONFIG} describes {least} weights or more, but {WEIGHTS} has {size} bytes; save both again."
+        )
 
 
 def _refuse_pickle(path: Path) -> None:

@@ -1,25 +1,16 @@
 """The configuration of the network, as transformers keeps it in `config.json`."""
 
-import re
-from collections.abc import Sequence
 from difflib import get_close_matches
-from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
 from lmseg_core.classes import SegmentClass
+from lmseg_core.description import NetworkFields, check_network, spread
 from lmseg_core.errors import ModelError
-from lmseg_core.mirror import AXES
 
-_COLOUR = re.compile(r"#[0-9a-f]{6}")
-_UNNAMED = re.compile(r"|LABEL_\d+")  # what transformers calls a class that was given no name
-_CHOICES = {
-    "bridge": ("none", "language", "mlp"),
-    "decoder": ("unet", "fcn"),
-    "head": ("closed", "text"),
-    "fusion": ("stack", "separate"),
-}
+_OF_CLASSES = ("colours", "codes")
+_OWN = set(NetworkFields.model_fields) - {"id2label"}
 # Six stages in 2D keep the tokens of a 256-pixel tile at 64, so that a language model costs little beside the
 # convolutions; a volume has few enough after four.
 _PRESETS: dict[str, dict[int, dict[str, Any]]] = {
@@ -59,73 +50,69 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     mirror: axes ("x", "y", "z") along which windows are mirrored when the network predicts, to average the answers:
     of one axis twice the work, of two four times. For networks that were trained on flips along them.
+
+    What it was trained on: spacing, the millimetres of a voxel for each axis in the order of `tile` (z, y, x), or
+    resolution, the metres of a pixel on the ground; None where it is unknown. tested_range: the smallest and the
+    largest multiple of it that the network was tested with.
     """
 
     model_type = "lmseg"
 
-    def __init__(
-        self,
-        ndim: int = 2,
-        in_channels: int = 3,
-        widths: Sequence[int] = (16, 32, 64, 128),
-        blocks: int = 1,
-        tile: Sequence[int] | None = None,
-        bands: Sequence[str] | None = None,
-        colours: Sequence[str] | None = None,
-        codes: Sequence[str | None] | None = None,
-        stride: int = 1,
-        backbone_config: dict[str, Any] | None = None,
-        sources: Sequence[int] | None = None,
-        fusion: str = "stack",
-        bridge: str | None = None,
-        lm_config: dict[str, Any] | None = None,
-        lm_blocks: int | Sequence[int] = 2,
-        lm_prefix: int = 0,
-        lm_adapter: dict[str, Any] | None = None,
-        mlp_blocks: int = 2,
-        mlp_hidden: int = 384,
-        context_size: int = 0,
-        context: str | None = None,
-        context_length: int = 0,
-        decoder: str = "unet",
-        deep_supervision: int = 0,
-        dropout: float = 0.0,
-        head: str = "closed",
-        text_size: int = 0,
-        mirror: Sequence[str] = (),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.ndim = ndim
-        self.in_channels = in_channels
-        self.widths = list(widths)
-        self.blocks = blocks
-        self.tile = list(tile) if tile is not None else [256] * 2 if ndim == 2 else [64] * 3
-        self.bands = list(bands) if bands is not None else [f"band {i + 1}" for i in range(in_channels)]
-        count = len(self.id2label or {})
-        self.colours = list(colours) if colours is not None else [_spread(i, count) for i in range(count)]
-        self.codes = list(codes) if codes is not None else [None] * count
-        self.stride = stride
-        self.backbone_config = backbone_config
-        self.sources = None if sources is None else list(sources)
-        self.fusion = fusion
-        self.bridge = bridge or ("none" if lm_config is None else "language")
-        self.lm_config = lm_config
-        self.lm_blocks = lm_blocks if isinstance(lm_blocks, int) else list(lm_blocks)
-        self.lm_prefix = lm_prefix
-        self.lm_adapter = lm_adapter
-        self.mlp_blocks = mlp_blocks
-        self.mlp_hidden = mlp_hidden
-        self.context_size = context_size
-        self.context = context
-        self.context_length = context_length
-        self.decoder = decoder
-        self.deep_supervision = deep_supervision
-        self.dropout = dropout
-        self.head = head
-        self.text_size = text_size
-        self.mirror = list(mirror)
-        self._check(count)
+    if TYPE_CHECKING:  # transformers would make fields of these; they come from NetworkFields
+        ndim: int
+        in_channels: int
+        widths: list[int]
+        blocks: int
+        tile: list[int]
+        bands: list[str]
+        colours: list[str]
+        codes: list[str | None]
+        stride: int
+        backbone_config: dict[str, Any] | None
+        sources: list[int] | None
+        fusion: str
+        bridge: str
+        lm_config: dict[str, Any] | None
+        lm_blocks: int | list[int]
+        lm_prefix: int
+        lm_adapter: dict[str, Any] | None
+        mlp_blocks: int
+        mlp_hidden: int
+        context_size: int
+        context: str | None
+        context_length: int
+        decoder: str
+        deep_supervision: int
+        dropout: float
+        head: str
+        text_size: int
+        mirror: list[str]
+        spacing: list[float] | None
+        resolution: float | None
+        tested_range: list[float] | None
+
+    def __init__(self, **fields: Any) -> None:
+        """Take fields of `NetworkFields`, with its defaults, and those of every transformers configuration."""
+        own = {name: fields.pop(name) for name in _OWN & set(fields)}
+        names = fields.get("id2label")
+        if names is not None:
+            check_network({"id2label": names, "head": "closed"})  # before transformers, which takes any
+            if fields.get("num_labels") not in (None, len(names)):  # from_pretrained(folder, num_labels=...)
+                own = {name: value for name, value in own.items() if name not in _OF_CLASSES}
+        super().__init__(**fields)
+        checked = check_network(own | {"id2label": self.id2label})
+        for name in _OWN:
+            setattr(self, name, getattr(checked, name))
+        self.tested_range = None if checked.tested_range is None else list(checked.tested_range)
+        self.label2id = {name: value for value, name in checked.id2label.items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)  # type: ignore[no-untyped-call]
+        # What transformers does for from_pretrained(folder, id2label=...) and num_labels=...
+        if name == "id2label" and "colours" in vars(self):
+            self.label2id = {entry: int(number) for number, entry in value.items()}
+            if len(value) != len(self.colours):
+                self.colours, self.codes = spread(len(value)), [None] * len(value)
 
     @classmethod
     def preset(cls, name: str, ndim: int = 2, **overrides: Any) -> "LMSegConfig":
@@ -135,7 +122,7 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         """
         if name not in _PRESETS or ndim not in (2, 3):
             raise ModelError(f'preset "{name}" with ndim {ndim} is not known; use {", ".join(_PRESETS)} and 2 or 3.')
-        known = {*signature(cls).parameters, *vars(PreTrainedConfig()), "id2label", "label2id", "num_labels"}
+        known = {*_OWN, *vars(PreTrainedConfig()), "id2label", "label2id", "num_labels"}
         unknown = sorted(set(overrides) - known)
         if unknown:
             near = get_close_matches(unknown[0], known, n=1)
@@ -161,74 +148,3 @@ class LMSegConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return tuple(
             SegmentClass(value, names[value], self.colours[value], self.codes[value]) for value in sorted(names)
         )
-
-    def _check(self, count: int) -> None:
-        if self.ndim not in (2, 3):
-            raise ModelError(f"config.json has ndim {self.ndim}; set it to 2 for rasters or 3 for volumes.")
-        if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ModelError(f"config.json has widths {self.widths}; give at least two positive stage widths.")
-        if sorted(self.id2label or {}) != list(range(count)):
-            raise ModelError(f"config.json has id2label {self.id2label}; number the classes 0, 1, 2, ...")
-        lists: list[tuple[str, Sequence[Any], int]] = [
-            ("tile", self.tile, self.ndim),
-            ("bands", self.bands, self.in_channels),
-            ("colours", self.colours, count),
-            ("codes", self.codes, count),
-        ]
-        for name, values, wanted in lists:
-            if len(values) != wanted:
-                raise ModelError(f"config.json has {len(values)} {name} ({values}); give exactly {wanted}.")
-        self._check_parts()
-        wrong = [colour for colour in self.colours if not _COLOUR.fullmatch(colour)]
-        if wrong:
-            raise ModelError(f'config.json has colour "{wrong[0]}"; write it as "#rrggbb" in lower case.')
-
-    def _check_parts(self) -> None:
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ModelError(f'config.json has {field} "{getattr(self, field)}"; use {" or ".join(allowed)}.')
-        if self.stride < 1 or self.stride & (self.stride - 1):
-            raise ModelError(f"config.json has stride {self.stride}; give a power of two: 1, 2, 4, ...")
-        if not 0 <= self.deep_supervision <= len(self.widths) - 2:
-            raise ModelError(
-                f"config.json has deep_supervision {self.deep_supervision}; {len(self.widths)} stages allow 0 to "
-                f"{len(self.widths) - 2}."
-            )
-        axes = list(AXES)[: self.ndim]
-        if len(set(self.mirror)) != len(self.mirror) or not set(self.mirror) <= set(axes):
-            raise ModelError(f"config.json has mirror {self.mirror}; list some of {', '.join(axes)}, each once.")
-        if not 0 <= self.dropout < 1:
-            raise ModelError(f"config.json has dropout {self.dropout}; give a share of at least 0 and below 1.")
-        if self.backbone_config is not None and (self.ndim, self.stride) != (2, 1):
-            raise ModelError(
-                f"config.json has a backbone_config with ndim {self.ndim} and stride {self.stride}; backbones need "
-                "ndim 2 and stride 1."
-            )
-        if self.bridge == "language" and self.lm_config is None:
-            raise ModelError('config.json has bridge "language" and no lm_config; give one, or set bridge to "mlp".')
-        if self.bridge != "language" and (self.lm_prefix or self.lm_adapter or self.context_size):
-            raise ModelError(
-                f'config.json has lm_prefix, lm_adapter or context_size; bridge "{self.bridge}" has no use for them.'
-            )
-        if self.context_length and not self.context_size:
-            raise ModelError(f"config.json has context_length {self.context_length} and context_size 0; give both.")
-        sources = self.sources
-        if sources is not None and (not sources or min(sources) < 1 or sum(sources) != self.in_channels):
-            raise ModelError(f"config.json has sources {sources}; their channels must add up to {self.in_channels}.")
-        if self.fusion == "separate" and sources is None:
-            raise ModelError('config.json has fusion "separate" and no sources; give the channels of each source.')
-        if self.head == "text":
-            self._check_text()
-
-    def _check_text(self) -> None:
-        if self.text_size < 1:
-            raise ModelError(f'config.json has head "text" and text_size {self.text_size}; give the embedding size.')
-        unnamed = [value for value, name in (self.id2label or {}).items() if _UNNAMED.fullmatch(str(name).strip())]
-        if unnamed:
-            raise ModelError(f'config.json has head "text" and no name for class {unnamed[0]}; name it in id2label.')
-
-
-def _spread(index: int, count: int) -> str:
-    """Return a grey for each class that was given no colour, from black to white."""
-    level = round(255 * index / max(count - 1, 1))
-    return f"#{level:02x}{level:02x}{level:02x}"

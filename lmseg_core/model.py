@@ -226,6 +226,9 @@ class LMSegForSemanticSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         return loss / total
 
     def _pad(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            multiple = self.config.multiple
+            return _taken(x, [(n + multiple - 1) // multiple * multiple for n in x.shape[2:]])
         amounts = [amount for n in reversed(x.shape[2:]) for amount in (0, -n % self.config.multiple)]
         return nn.functional.pad(x, amounts, mode="replicate") if any(amounts) else x
 
@@ -262,7 +265,16 @@ def _bridge(config: LMSegConfig) -> Bridge | None:
     return Bridge(width, hidden, blocks, rotary, config.lm_prefix, config.context_size)
 
 
+def _taken(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return `x` (B, C, *S) cut or padded to `size` without a branch on sizes, which are free while exporting."""
+    for axis, (own, wanted) in enumerate(zip(x.shape[2:], size, strict=True), 2):
+        x = x.index_select(axis, torch.arange(wanted, device=x.device).clamp(max=own - 1))
+    return x
+
+
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    if torch.compiler.is_exporting():
+        return _taken(x, size)
     return x[cast(Any, (..., *(slice(n) for n in size)))]
 
 

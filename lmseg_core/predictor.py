@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -22,6 +21,7 @@ from lmseg_core import bundled
 from lmseg_core.adapters import merge
 from lmseg_core.blocks import fold
 from lmseg_core.classes import SegmentClass
+from lmseg_core.description import CONFIG, PROCESSOR
 from lmseg_core.device import apart, bring, device_of, mixed, peak_memory, precision_of
 from lmseg_core.errors import ModelError, first_line
 from lmseg_core.mirror import mirrored
@@ -50,6 +50,7 @@ class _Arguments(NamedTuple):
     absent: tuple[int, ...]
     precision: str
     compiled: bool
+    files: str  # digest of the model's files, empty for whatever they are
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,14 @@ class Predictor:
 
     Where the network has several sources it may be bound to an image that lacks some: its `channels`, `bands` and
     statistics are of the others. Pickles as its arguments, and loads once a process: it is cheap to send with every
-    block.
+    block. Where the files of the model are others by then, its digest is another and it refuses blocks.
+
+    spacing (mm a voxel, in the order of `tile`) or resolution (m a pixel) are what the network was trained on, None
+    where that is unknown; tested_range are the multiples of it that it was tested with. trained_on: mean and standard
+    deviation of its training images, None where it normalises by each image.
     """
+
+    logits = False
 
     def __init__(
         self,
@@ -76,12 +83,15 @@ class Predictor:
         absent: tuple[int, ...] = (),
         precision: str = "auto",
         compiled: bool = False,
+        files: str = "",
     ) -> None:
         loaded = _load(source, device)
+        # Refused when used: what unpickles may be Dask's scheduler, whose errors are not ours.
+        self._replaced = files not in ("", loaded.digest)
         config = loaded.network.config
         # As it is here: a worker with another device must not answer otherwise.
         precision = precision_of(precision, loaded.device)
-        self._arguments = _Arguments(source, device, statistics, absent, precision, compiled)
+        self._arguments = _Arguments(source, device, statistics, absent, precision, compiled, files or loaded.digest)
         self._network = loaded.network
         self._device = loaded.device
         self.sources: tuple[int, ...] = tuple(config.sources or ())
@@ -90,6 +100,11 @@ class Predictor:
         self._statistics = (
             statistics if fixed is None else Statistics(*(tuple(values[c] for c in self._kept) for values in fixed))
         )
+        self.trained_on: Statistics | None = None if fixed is None else self._statistics
+        self.spacing: tuple[float, ...] | None = None if config.spacing is None else tuple(config.spacing)
+        self.resolution: float | None = config.resolution
+        low, high = config.tested_range or (1.0, 1.0)
+        self.tested_range: tuple[float, float] = (low, high)
         self.channels: int = len(self._kept)
         self.ndim: int = config.ndim
         self.tile: tuple[int, ...] = tuple(config.tile)
@@ -153,6 +168,7 @@ class Predictor:
         Pixels outside `valid` (*S), and NaN and infinities anywhere, become the mean of their band, which
         normalises to about zero. Raises ModelError on another number of bands or axes.
         """
+        self._check_files()
         if values.ndim != self.ndim + 1 or values.shape[0] != self.channels:
             raise ModelError(
                 f"{self._arguments.source} expects {self.channels} bands ({', '.join(self.bands)}) over "
@@ -175,6 +191,7 @@ class Predictor:
         convolution sums in another order on another number of threads, which changes the last bits of its scores,
         and so labels would depend on the number of cores.
         """
+        self._check_files()
         self._bound()
         return apart(self._device, lambda: self._scores(batch))
 
@@ -228,6 +245,13 @@ class Predictor:
             )
         return self._statistics
 
+    def _check_files(self) -> None:
+        if self._replaced:
+            raise ModelError(
+                f"{self._arguments.source} holds other files than when it was loaded first; put those back, or run "
+                "again with --fresh."
+            )
+
     def _check_statistics(self, statistics: Statistics) -> None:
         for name, values in zip(("mean", "std"), statistics, strict=True):
             if len(values) != self.channels or not np.all(np.isfinite(values)):
@@ -245,17 +269,21 @@ def _kept(sources: Sequence[int], absent: Sequence[int]) -> list[int]:
 
 def _load(source: str, device: str) -> _Loaded:
     path = bundled.folder(source)
-    files = tuple(path / name for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR))
-    # The times are part of the key: a model that was trained again under the same name loads again.
-    stamp = tuple(file.stat().st_mtime_ns for file in files)
     with _LOADING:
-        return _load_once(path, device_of(device), stamp)
+        # The stamp is part of the key: a model that was trained again under the same name loads again.
+        return _load_once(path, device_of(device), _stamp(path))
+
+
+def _stamp(path: Path) -> tuple[tuple[int, int, int], ...]:
+    """Return what changes when a file of a model does: its number, size and time."""
+    states = [(path / name).stat() for name in (bundled.WEIGHTS, CONFIG, PROCESSOR)]
+    return tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
 
 
 @lru_cache(maxsize=4)
-def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loaded:
+def _load_once(path: Path, device: torch.device, stamp: tuple[tuple[int, int, int], ...]) -> _Loaded:
     digest = hashlib.sha256(f"numerics {NUMERICS}".encode())
-    for name in (bundled.WEIGHTS, bundled.CONFIG, bundled.PROCESSOR):
+    for name in (bundled.WEIGHTS, CONFIG, PROCESSOR):
         digest.update((path / name).read_bytes())
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one line a worker would drown the progress of the run
@@ -267,12 +295,14 @@ def _load_once(path: Path, device: torch.device, stamp: tuple[int, ...]) -> _Loa
         processor = LMSegImageProcessor.from_pretrained(path)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # configurations inside config.json make transformers raise anything
         first = first_line(error)
         raise ModelError(f"{path} cannot be loaded ({first}); save or download it again.") from None
     finally:
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    if _stamp(path) != stamp:
+        raise ModelError(f"{path} changed while it was loaded; run again when it is complete.")
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise ModelError(f"{path / bundled.WEIGHTS} lacks {first}; save it again with the same config.json.")

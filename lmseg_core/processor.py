@@ -6,8 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
+from lmseg_core.blocks import resize
+from lmseg_core.description import check_processor
 from lmseg_core.errors import ModelError
 
 
@@ -30,17 +33,11 @@ class LMSegImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if mode not in ("fixed", "image"):
-            raise ModelError(f'preprocessor_config.json has mode "{mode}"; use "fixed" or "image".')
-        if mode == "fixed" and (image_mean is None or image_std is None or len(image_mean) != len(image_std)):
-            raise ModelError(
-                f'preprocessor_config.json has mode "fixed" with image_mean {image_mean} and '
-                f"image_std {image_std}; give both, one value a band."
-            )
-        self.mode = mode
-        self.scale = scale
-        self.image_mean = None if image_mean is None else [float(value) for value in image_mean]
-        self.image_std = None if image_std is None else [float(value) for value in image_std]
+        fields = check_processor({"mode": mode, "scale": scale, "image_mean": image_mean, "image_std": image_std})
+        self.mode = fields.mode
+        self.scale = fields.scale
+        self.image_mean = fields.image_mean
+        self.image_std = fields.image_std
 
     def raw_statistics(self) -> tuple[list[float], list[float]] | None:
         """Return mean and standard deviation a band in raw units, or None in mode "image"."""
@@ -57,18 +54,44 @@ class LMSegImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Normalise one image (C, *S), or several of one shape, to `pixel_values` (B, C, *S) float32.
 
-        In mode "image", `mean` and `std` are of the whole image each window was cut from, in raw units.
+        In mode "image", `mean` and `std` are of the whole image each window was cut from, in raw units. A picture of
+        PIL, as transformers' pipelines give them, is a whole image: without `mean` and `std` its own are taken. Raises
+        ModelError on another number of bands.
         """
-        statistics = self.raw_statistics()
-        if statistics is None:
-            if mean is None or std is None:
-                raise ModelError(
-                    'preprocessor_config.json has mode "image"; pass mean= and std= of the whole image, one a band.'
-                )
-            statistics = list(mean), list(std)
         several = images if isinstance(images, (list, tuple)) else [images]
-        tensors = [torch.as_tensor(np.asarray(image, dtype=np.float32)) for image in several]
-        return BatchFeature({"pixel_values": normalise(torch.stack(tensors), *statistics)})
+        given = self.raw_statistics() or (None if mean is None or std is None else (list(mean), list(std)))
+        return BatchFeature({"pixel_values": torch.cat([self._normalised(image, given) for image in several])})
+
+    def _normalised(self, image: Any, given: tuple[list[float], list[float]] | None) -> torch.Tensor:
+        values = torch.as_tensor(np.asarray(image, dtype=np.float32))
+        if isinstance(image, Image.Image):
+            values = values.reshape(image.height, image.width, -1).permute(2, 0, 1)  # (H, W[, C]) -> (C, H, W)
+            given = given or (values.mean((1, 2)).tolist(), values.std((1, 2), correction=0).tolist())
+        if given is None:
+            raise ModelError(
+                'preprocessor_config.json has mode "image"; pass mean= and std= of the whole image, one a band.'
+            )
+        if len(values) != len(given[0]):
+            raise ModelError(
+                f"the image has shape {tuple(values.shape)}; give its {len(given[0])} bands first: (C, *S)."
+            )
+        return normalise(values[None], *given)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[Sequence[int]] | torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Return the labels (*S) of each image from the `logits` of a network's output, as transformers' processors do.
+
+        target_sizes: a size for each image to which its logits are interpolated first. Raises ModelError on another
+        number of sizes.
+        """
+        logits: torch.Tensor = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(1))
+        if len(target_sizes) != len(logits):
+            raise ModelError(f"{len(target_sizes)} target_sizes are given for {len(logits)} images; give one for each.")
+        sizes = [tuple(int(n) for n in size) for size in target_sizes]
+        return [resize(one[None], size)[0].argmax(0) for one, size in zip(logits, sizes, strict=True)]
 
 
 def normalise(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ _FITTING: dict[tuple[str, tuple[int, ...]], int] = {}
 # Batches that are under way while one is used: the next follows on the device at once, and cores of a CPU go on to it
 # one by one.
 AHEAD = 2
+_ROUNDING = 1e-3  # less than half a step of the stored probability, and what bfloat16 may be above 1
 _WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate")
 
 
@@ -99,8 +101,33 @@ def score(predict: Predict, placed: Array, reach: Box, tiles: Sequence[Box], n_c
         if str(device(scores)) == "cpu":
             # numpy adds and compares faster than torch, and looks at the same memory.
             scores = host(xp.astype(scores, xp.float32, copy=False))
+        if predict.logits:
+            scores = _softmax(scores)
         found += zip(batch, scores, strict=False)
     return found
+
+
+def check_probabilities(scores: Array) -> None:
+    """Refuse scores (K, *tile) that cannot be probabilities.
+
+    Raises:
+        ValueError: where one lies outside 0 to 1 by more than rounding; those that are not finite are found elsewhere.
+    """
+    xp = array_namespace(scores)
+    low, high = float(xp.min(scores)), float(xp.max(scores))
+    if math.isfinite(low) and math.isfinite(high) and (low < -_ROUNDING or high > 1 + _ROUNDING):
+        raise ValueError(
+            f"the model gave scores from {low:.4g} to {high:.4g}, which are no probabilities; let it say that they are "
+            "logits, or run without --probability and --uncertainty"
+        )
+
+
+def _softmax(scores: Array) -> Array:
+    """Return the probabilities of logits (B, K, *tile)."""
+    xp = array_namespace(scores)
+    scores = xp.astype(scores, xp.float32, copy=False)
+    powers = xp.exp(scores - xp.max(scores, axis=1, keepdims=True))
+    return powers / xp.sum(powers, axis=1, keepdims=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -44,6 +44,11 @@ class Predict(Protocol):
         """Changes when its answers may."""
         ...
 
+    @property
+    def logits(self) -> bool:
+        """Whether scores are logits, of which the engine takes the softmax over the classes, or probabilities."""
+        ...
+
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Array:
         """Moves (C, *S) raw values to the device, once a block; `valid` (*S) marks what may be believed.
 
@@ -52,7 +57,10 @@ class Predict(Protocol):
         ...
 
     def __call__(self, batch: Array) -> Array:
-        """(B, C, *tile) -> (B, K, *tile) scores, the higher the likelier."""
+        """Return the scores (B, K, *tile) of tiles (B, C, *tile), the higher the likelier.
+
+        Unless they are logits they must lie between 0 and 1 wherever probabilities or uncertainty are written.
+        """
         ...
 
     def peak_memory(self) -> int:
@@ -105,6 +113,10 @@ class Oriented:
     @property
     def digest(self) -> str:
         return f"{self.model.digest} {self._order} {self._flips}"
+
+    @property
+    def logits(self) -> bool:
+        return self.model.logits
 
     def place(self, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Array:
         return self.model.place(values, valid)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.answer import Answer
-from tiling.batches import fitting_batch, is_out_of_memory, predicted
+from tiling.batches import check_probabilities, fitting_batch, is_out_of_memory, predicted
 from tiling.blend import Field, Slab
 from tiling.box import Box
 from tiling.errors import BlockError, InputError
@@ -105,6 +105,11 @@ def _compute(
             on_block(report.blocks[-1])
 
     store.check()
+    if not store.is_made_from("model", predict.digest):
+        raise InputError(
+            f"the model of {store.path} is another on a worker than where the run began: its files were replaced; put "
+            "those back, or run again with --fresh"
+        )
     give_back()  # what loading the model left
     # Where a worker dies Dask runs its task again, of which a part is done.
     todo = store.pending(numbers)
@@ -267,6 +272,8 @@ class _Column:
             placed = block.placed.result()
             for tile, scores in predicted(self._predict, placed, block.reach, tiles, len(classes)):
                 lap("network")
+                if self._store.outputs:
+                    check_probabilities(scores)
                 fill(self._field.upto(*tile.start[:2]))
                 self._field.add(tile, scores)
                 lap("blend")

@@ -17,6 +17,7 @@ from flows.training.polygons import IGNORE, PolygonLabels, is_vector
 from tiling import Box, InputError, Source
 from tiling.intensity import statistics
 from tiling.predict import ras_order
+from tiling.scale import pixel_sides
 
 if TYPE_CHECKING:
     from lmseg_core.training.settings import DataSettings, Pairs
@@ -129,6 +130,7 @@ def _example(data: DataSettings, pair: Pairs, images: Sequence[str], label: str,
         mean=sum(means, ()),
         std=sum(stds, ()),
         sources=tuple(source.channels for source in sources) if len(sources) > 1 else (),
+        scale=pixel_sides(sources[0].space, Box.whole(sources[0].space.shape)) or (),
     )
 
 

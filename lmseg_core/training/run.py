@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from lmseg_core.adapters import merge, save_adapter, update_rank
-from lmseg_core.bundled import CONFIG, WEIGHTS
+from lmseg_core.bundled import WEIGHTS
+from lmseg_core.config import LMSegConfig
+from lmseg_core.description import CONFIG
 from lmseg_core.errors import ModelError, TrainingError, first_line
 from lmseg_core.loss import SegmentationLoss
 from lmseg_core.mirror import mirrored
@@ -30,6 +32,7 @@ from lmseg_core.training.network import build, count
 from lmseg_core.training.normalisation import choose_processor, normalised
 from lmseg_core.training.optimiser import optimiser, schedule
 from lmseg_core.training.pictures import draw_curves, draw_validation
+from lmseg_core.training.scale import set_scale
 from lmseg_core.training.settings import Settings
 from lmseg_core.training.trainer import Scores, WindowTrainer, last_checkpoint, to_labels
 from lmseg_core.training.windows import Example, GridWindows, RandomWindows, cached
@@ -109,6 +112,7 @@ def _train(
     processor = choose_processor(settings, training)
     training, validation = (normalised(processor, examples) for examples in (training, validation))
     names = [entry.name for entry in network.config.classes]
+    set_scale(cast(LMSegConfig, network.config), training, settings.model.config)
     counted = census.take(training, len(names), names)
     counted.check(names)
     _check_validation(settings, census.take(validation, len(names), names), names)

@@ -68,7 +68,8 @@ class Example:
     """An image and its labels on one grid.
 
     mean, std: of each band, in the units of the image; those the predictor will use. sources: number of bands of each
-    source, where there are several.
+    source, where there are several. scale: sides of a pixel in array order, in metres on the ground or millimetres;
+    empty where they are not known.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Example:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sources: tuple[int, ...] = ()
+    scale: tuple[float, ...] = ()
 
 
 class Window(TypedDict):

@@ -1,11 +1,13 @@
 """The stages of a run with real models: the same answer however the work is parted."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import safetensors.numpy
 
 import tiling
 from flows import stages
@@ -159,3 +161,23 @@ def test_a_store_knows_its_source_again(picture: str, raster_model: str, tmp_pat
     assert exports_of(Path(store.path)) == []
     stages.finish(run)
     assert [p.name for p in exports_of(Path(store.path))] == ["picture_labels.tif"]
+
+
+def test_a_model_replaced_under_a_run_is_refused_by_workers(
+    cluster: object, picture: str, raster_model: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(raster_model, tmp_path / "model")
+    address = cluster.scheduler_address  # type: ignore[attr-defined]  # distributed ships no types
+    (run,) = stages.prepare(
+        RegionParameters(sources=[picture], output=tmp_path / "out", model=str(model), cluster=address)
+    )
+    weights = safetensors.numpy.load_file(model / "model.safetensors")
+    doubled = {name: np.asarray(value * 2) for name, value in weights.items()}
+    safetensors.numpy.save_file(doubled, model / "model.safetensors")
+    pending = stages.pending(run)
+    with (
+        stages.workers(run.parameters) as executor,
+        pytest.raises(InputError, match=r"the model of .* is another on a worker than where the run began"),
+    ):
+        stages.compute(run, pending, executor)
+    assert stages.pending(run) == pending

@@ -70,7 +70,7 @@ def test_another_configuration_is_refused(fixed_folder: Path, tmp_path: Path, te
     for path in fixed_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"config.json (is not a JSON object|has model_type 'segformer')"):
+    with pytest.raises(ModelError, match=r'config.json (is not a JSON object|has model_type "segformer")'):
         bundled.folder(tmp_path)
 
 

@@ -125,6 +125,33 @@ def test_pickles_small_and_equal(fixed_folder: Path, image_folder: Path) -> None
         assert torch.equal(got(x), model(x))
 
 
+def test_a_predictor_that_was_sent_loads_no_other_files(
+    fixed_folder: Path, tmp_path: Path, make_network: Callable
+) -> None:
+    shutil.copytree(fixed_folder, tmp_path / "model")
+    model = Predictor.from_pretrained(tmp_path / "model")
+    sent = pickle.dumps(model)
+    assert pickle.loads(sent).digest == model.digest
+    weights = tmp_path / "model" / "model.safetensors"
+    state = weights.stat()
+    shutil.copytree(fixed_folder, tmp_path / "other")
+    other = make_network()
+    with torch.no_grad():
+        other.head.bias += 1
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(weights)
+    os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))  # as `cp -p` and rsync leave it
+    assert weights.stat().st_size == state.st_size
+    replaced = pickle.loads(sent)
+    assert replaced.digest != model.digest
+    windows = torch.zeros(1, 2, 16, 16)
+    again = pickle.loads(pickle.dumps(replaced))
+    for use in (lambda: replaced.place(raw()), lambda: replaced(windows), lambda: again(windows)):
+        with pytest.raises(ModelError, match="holds other files than when it was loaded first; put those back"):
+            use()
+    assert Predictor.from_pretrained(tmp_path / "model").digest != model.digest
+
+
 def test_the_digest_follows_each_file(fixed_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(fixed_folder, copy)

@@ -18,6 +18,7 @@ class Identity:
     tile: tuple[int, ...]
     batch: int = 3
     digest: str = "identity"
+    logits: bool = False
 
     @property
     def ndim(self) -> int:

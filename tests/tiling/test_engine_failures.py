@@ -8,6 +8,8 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy as scipy_entropy
 
 import tiling
 from tests.tiling.files import write_tiff
@@ -245,3 +247,40 @@ def test_reports_tell_what_was_done(tmp_path):
         assert all(s >= 0 for s in report.seconds.values())
     for step, total in store.seconds().items():
         assert np.isclose(total, sum(r.seconds[step] for r in reports))
+
+
+@pytest.mark.parametrize("scale", [1.2, 30.0, -1.0])
+@pytest.mark.parametrize("outputs", [("probability",), ("uncertainty",)])
+def test_scores_that_are_no_probabilities_name_the_block(tmp_path, scale, outputs):
+    values = np.random.default_rng(0).random((3, 32, 32)).astype(np.float32)
+    values[:, 20, 5] *= scale
+    values[0, 20, 5] = scale
+    source, grid = ArraySource(values), Grid.regular((32, 32), 16, 0, 16)
+    predict = Identity(3, grid.tile, batch=1)
+    store = tiling.create(tmp_path / "a.zarr", source, grid, predict, outputs=outputs)
+    with pytest.raises(BlockError, match=r"^block 2 at \(16, 0\)\.\.\(32, 16\) of .*no probabilities; let it say that"):
+        tiling.segment(source, predict, store)
+    assert store.pending() == [2]
+    # Which class has the largest score needs no probabilities.
+    plain = tiling.create(tmp_path / "b.zarr", source, grid, predict)
+    tiling.segment(source, predict, plain)
+    assert np.array_equal(maps(plain)["labels"], values.argmax(axis=0))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_logits_become_probabilities(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+
+    class Tensors(Identity):
+        def place(self, values, valid):
+            return torch.from_numpy(values).float()
+
+    values = np.random.default_rng(0).normal(0, 4, (3, 40, 40)).astype(np.float32)
+    grid = Grid.regular((40, 40), 16, 0.5, 24)
+    model = (Tensors if kind == "tensors" else Identity)(3, grid.tile, logits=True)
+    found = maps(run(ArraySource(values), grid, model, tmp_path, outputs=EVERYTHING))
+    expected = softmax(values.astype(np.float64), axis=0)
+    assert np.array_equal(found["labels"], values.argmax(axis=0))
+    assert np.abs(found["probability"] - 254 * expected).max() <= 0.501
+    entropy = scipy_entropy(expected, axis=0) / np.log(3)
+    assert np.abs(found["uncertainty"] - 254 * entropy).max() <= 0.51
