@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lmseg_core import bundled
+from lmseg_core.description import PROCESSOR
 from lmseg_core.errors import ModelError, first_line
 from lmseg_core.processor import LMSegImageProcessor
 from lmseg_core.training.settings import Settings
@@ -42,7 +43,7 @@ def _of_start(start: str, bands: int) -> LMSegImageProcessor:
         processor: LMSegImageProcessor = LMSegImageProcessor.from_pretrained(bundled.folder(start))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"model.start {start} has no usable {bundled.PROCESSOR} ({first_line(error)}); set data.normalise to fixed "
+            f"model.start {start} has no usable {PROCESSOR} ({first_line(error)}); set data.normalise to fixed "
             "or image."
         ) from None
     statistics = processor.raw_statistics()
