@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Band = Annotated[int, Field(ge=1)]
 Part = Literal["encoder", "bridge", "decoder", "head"]
-NUMERICS = 2  # part of every digest: raise it when a change of the training gives the same settings other weights
+NUMERICS = 2  # kept beside the digest: raise it when a change of the training gives the same settings other weights
 
 
 class _Settings(BaseModel):
@@ -251,7 +251,7 @@ class Settings(_Settings):
             exclude_defaults=True,
             exclude={"output": True, "search": True, "card": True, "data": {"root", "cache", "workers"}},
         )
-        return hashlib.sha256(f"{NUMERICS} {json.dumps(told, sort_keys=True)}".encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":

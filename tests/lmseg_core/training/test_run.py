@@ -191,7 +191,7 @@ def test_a_start_whose_normalisation_cannot_be_read_is_one_line(make_settings: M
     first = train(make_settings({"optimise.steps": 1}), make_examples(1, 1), make_examples(1, 2))
     (Path(first.folder) / "preprocessor_config.json").write_text("{")
     changes = {"model.start": first.folder, "output": f"{first.folder}-2"}
-    with pytest.raises(ModelError, match=r"set data\.normalise to fixed or image") as caught:
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json is not a JSON object") as caught:
         train(make_settings(changes), make_examples(1, 1), make_examples(1, 2))
     assert "\n" not in str(caught.value)
     assert not Path(changes["output"]).exists()
