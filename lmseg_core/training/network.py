@@ -62,7 +62,11 @@ def _new(told: ModelSettings, window: list[int], sources: Sequence[int]) -> LMSe
         **({"sources": list(sources)} if sources else {}),
         **told.config,
     }
-    config = LMSegConfig.preset(told.preset, ndim=told.ndim, **fields)
+    try:
+        config = LMSegConfig.preset(told.preset, ndim=told.ndim, **fields)
+    except ModelError as error:
+        # The configuration speaks of its file; here its values come from the settings.
+        raise ModelError(str(error).replace("config.json has", "model.config has", 1)) from None
     network = (
         LMSegForSemanticSegmentation(config)
         if told.backbone is None
