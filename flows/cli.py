@@ -353,7 +353,8 @@ def _parameters(sources: list[str], output: str, options: dict[str, Any]) -> Par
 
 
 def _aligned(facts: dict[str, Any], indent: str = "") -> str:
-    return "\n".join(f"{indent}{name:<{max(map(len, facts))}}  {value}" for name, value in facts.items())
+    width = max(map(len, facts))
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in facts.items())
 
 
 def _fail(message: str, code: int) -> None:
